@@ -1,0 +1,1 @@
+"""How tlkit is called: commands, options, what is printed."""

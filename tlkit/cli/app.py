@@ -1,0 +1,195 @@
+"""Every subcommand's signature, one lazy import each: ``tlkit --help`` must not wait for torch."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer import TyperException
+
+from tlkit import __version__, config
+from tlkit.cli.options import options_from_configs
+from tlkit.errors import TlkitError
+
+app = typer.Typer(
+    name="tlkit",
+    help="Transfer learning on image folders: from photos to a tested classifier, by shell commands.",
+    add_completion=True,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"tlkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Transfer learning on image folders: from photos to a tested classifier, by shell commands."""
+
+
+@app.command()
+@options_from_configs
+def finetune(
+    data: config.Data,
+    network: config.Network,
+    transfer: config.Transfer,
+    preprocess: config.Preprocess,
+    compute: config.Compute,
+    output: config.Output,
+    resume: config.Resume,
+) -> None:
+    """Transfer a pretrained network to a labelled folder.
+
+    Writes a run folder: the trained network with its preprocessing and class names, predictions, metrics and a report.
+    """
+    _start("finetune", locals())
+
+
+@app.command()
+@options_from_configs
+def evaluate(
+    network: config.Trained,
+    data: config.EvalData,
+    views: config.Views,
+    preprocess: config.Preprocess,
+    compute: config.Compute,
+    output: config.Output,
+) -> None:
+    """Measure a run or a pretrained model on labelled images.
+
+    A pretrained ImageNet model can be measured where the class folders are WordNet ids or ImageNet class names.
+    """
+    _start("evaluate", locals())
+
+
+@app.command()
+@options_from_configs
+def predict(
+    network: config.Trained,
+    images: config.NewImages,
+    views: config.Views,
+    preprocess: config.Preprocess,
+    compute: config.Compute,
+    output: config.Output,
+) -> None:
+    """Label new images with a run or a pretrained model."""
+    _start("predict", locals())
+
+
+@app.command()
+@options_from_configs
+def demo(compute: config.Compute, output: config.Output) -> None:
+    """The main job on images and weights that come with the install: no network, about half a minute."""
+    _start("demo", locals())
+
+
+@app.command()
+@options_from_configs
+def doctor(output: config.Output) -> None:
+    """Check the installation: versions, devices, missing extras, each with its remedy."""
+    _start("doctor", locals())
+
+
+def _start(name: str, groups: dict[str, Any]) -> None:
+    """Import ``tlkit.commands.<name>`` and call its function of that name with the config groups and a console."""
+    from tlkit.cli.console import Console
+
+    started = time.monotonic()
+    output: config.Output = groups["output"]
+    console = Console(json=output.json, quiet=output.quiet)
+    try:
+        summary: dict[str, Any] = getattr(_import_command(name), name)(**groups, console=console)
+    finally:
+        console.close()
+    code = summary.pop("exit_code", 0)
+    seconds = round(time.monotonic() - started, 3)
+    console.result({"command": name, "version": __version__, "seconds": seconds} | summary)
+    raise typer.Exit(code)
+
+
+def _import_command(name: str) -> Any:
+    try:
+        return importlib.import_module(f"tlkit.commands.{name}")
+    except (RuntimeError, OSError, ImportError) as error:
+        # torch and torchvision of different builds fail while they are imported, with messages that help nobody
+        if "torchvision" in f"{error} {getattr(error, 'name', '')}" or "undefined symbol" in str(error):
+            raise TlkitError(
+                f"torch and torchvision do not fit together ({str(error).splitlines()[0]})",
+                where="installation",
+                remedy="run 'tlkit doctor', or 'pip install --force-reinstall torch torchvision'",
+            ) from error
+        raise
+
+
+class _Terminated(BaseException):
+    """SIGTERM arrived: unwinds like Ctrl-C, so that what was reached is kept."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code: 0 done, 1 a mistake, 2 usage, 130 and 143 stopped.
+
+    A mistake is one line on stderr; with ``--json`` stdout holds exactly one object even then.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(args=list(arguments) or ["--help"], prog_name="tlkit", standalone_mode=False)
+    except TlkitError as error:
+        return _fail(error, arguments, error.exit_code)
+    except TyperException as error:
+        return _fail(_usage_error(error), arguments, error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(TlkitError("interrupted"), arguments, 130)
+    except _Terminated:
+        return _fail(TlkitError("terminated"), arguments, 143)
+    except BrokenPipeError:  # `tlkit ... | head`: the reader has gone, there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        remedy = "free some space, or give --out on another disk"
+        return _fail(TlkitError("no space left on the disk", where=error.filename or "", remedy=remedy), arguments, 1)
+    return result if isinstance(result, int) else 0
+
+
+def _usage_error(error: TyperException) -> TlkitError:
+    option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "tlkit"
+    remedy = f"see '{path} --help'"
+    if option and error.message.startswith("No such option"):
+        close = getattr(error, "possibilities", None) or []
+        remedy = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else remedy
+        return TlkitError(f"no such option {option}", where=path, remedy=remedy)
+    return TlkitError(error.format_message().rstrip("."), where=path, remedy=remedy)
+
+
+def _fail(error: TlkitError, arguments: Sequence[str], code: int) -> int:
+    for detail in error.details:
+        print(f"tlkit: {' '.join(detail.split())}", file=sys.stderr)
+    print(f"tlkit: error: {error}", file=sys.stderr)
+    if "--json" in arguments:
+        command = next((word for word in arguments if not word.startswith("-")), None)
+        told = {"what": error.what, "where": error.where, "remedy": error.remedy, "details": error.details}
+        print(json.dumps({"command": command, "version": __version__, "error": told, "exit_code": code}))
+    return code

@@ -1,0 +1,47 @@
+"""The one exception for a user's mistake: what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class TlkitError(Exception):
+    """A mistake in input or data, shown as one line; the process ends with exit code 1.
+
+    Args:
+        what: What is wrong, as a phrase without a full stop.
+        where: The file, folder, option or name that it concerns.
+        remedy: What the user can do about it.
+        details: Single findings (for instance one bad file each) that are printed before the line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: object = "", remedy: str = "", details: Iterable[str] = ()) -> None:
+        self.what, self.where, self.remedy, self.details = what, str(where), remedy, list(details)
+        super().__init__(what, self.where, remedy)
+
+    def __str__(self) -> str:
+        line = f"{self.where}: {self.what}" if self.where else self.what
+        line = f"{line}; {self.remedy}" if self.remedy else line
+        return " ".join(line.split())  # a path or a library's message may hold line breaks: one line stays one line
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
+        return _rebuild, (self.what, self.where, self.remedy, self.details)
+
+
+class UsageError(TlkitError):
+    """A command line that lacks something; exit code 2."""
+
+    exit_code = 2
+
+
+def _rebuild(what: str, where: str, remedy: str, details: list[str]) -> TlkitError:
+    return TlkitError(what, where=where, remedy=remedy, details=details)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"did you mean 'finetune'?"`` for a mistyped name, or an empty string where nothing known is close."""
+    close = get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(repr(other) for other in close)}?" if close else ""
