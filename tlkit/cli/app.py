@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
 import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -115,6 +117,8 @@ def _start(name: str, groups: dict[str, Any]) -> None:
     console = Console(json=output.json, quiet=output.quiet)
     try:
         summary: dict[str, Any] = getattr(_import_command(name), name)(**groups, console=console)
+    except KeyboardInterrupt:
+        raise _Interrupted from None  # Typer would end without a word, and without the one JSON object
     finally:
         console.close()
     code = summary.pop("exit_code", 0)
@@ -126,15 +130,24 @@ def _start(name: str, groups: dict[str, Any]) -> None:
 def _import_command(name: str) -> Any:
     try:
         return importlib.import_module(f"tlkit.commands.{name}")
-    except (RuntimeError, OSError, ImportError) as error:
-        # torch and torchvision of different builds fail while they are imported, with messages that help nobody
-        if "torchvision" in f"{error} {getattr(error, 'name', '')}" or "undefined symbol" in str(error):
-            raise TlkitError(
-                f"torch and torchvision do not fit together ({str(error).splitlines()[0]})",
-                where="installation",
-                remedy="run 'tlkit doctor', or 'pip install --force-reinstall torch torchvision'",
-            ) from error
-        raise
+    except Exception as error:
+        # torch and torchvision of different builds fail while they are imported, in many ways (RuntimeError, OSError,
+        # AttributeError ...) and with messages that help nobody: what tells is the package whose import broke off
+        frames = traceback.walk_tb(error.__traceback__)
+        bodies = [frame.f_globals["__name__"] for frame, _ in frames if frame.f_code.co_name == "<module>"]
+        missing = error.name if isinstance(error, ImportError) else None
+        package = (missing or bodies[-1]).partition(".")[0]
+        if package == "tlkit":
+            raise
+        remedy = "run 'tlkit doctor'"
+        if package in ("torch", "torchvision"):
+            remedy += ", or 'pip install --force-reinstall torch torchvision': the two must be of one build"
+        what = f"{package} cannot be imported ({type(error).__name__}: {error})"
+        raise TlkitError(what, where="installation", remedy=remedy) from error
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C arrived in a command, which has unwound."""
 
 
 class _Terminated(BaseException):
@@ -151,6 +164,8 @@ def run(arguments: Sequence[str]) -> int:
     A mistake is one line on stderr; with ``--json`` stdout holds exactly one object even then.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be valid in any encoding
     command = typer.main.get_command(app)
     try:
         result = command.main(args=list(arguments) or ["--help"], prog_name="tlkit", standalone_mode=False)
@@ -158,7 +173,7 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error, arguments, error.exit_code)
     except TyperException as error:
         return _fail(_usage_error(error), arguments, error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, _Interrupted):
         return _fail(TlkitError("interrupted"), arguments, 130)
     except _Terminated:
         return _fail(TlkitError("terminated"), arguments, 143)

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -19,7 +19,8 @@ SECONDS_BETWEEN_LINES = 5.0
 class Console:
     """Prints for one command.
 
-    Lower layers never import this: they take `progress` and `say` as plain callables.
+    Lower layers never import this: they take `progress` and `say` as plain callables. What is printed is wrapped in
+    `Text`, never read as markup: names of files may look like it.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
@@ -34,11 +35,11 @@ class Console:
     def say(self, line: str) -> None:
         """One remark for the person who waits; not part of the result."""
         if not self.quiet:
-            self._err.print(escape(line))
+            self._err.print(Text(line))
 
     def warn(self, line: str) -> None:
         """A remark that changes how the result is to be read: shown even when quiet."""
-        self._err.print(f"[yellow]note:[/yellow] {escape(line)}")
+        self._err.print(Text.assemble(("note:", "yellow"), " ", line))
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Tell how far a piece of work is, in images; ``done == total`` ends it."""
@@ -51,8 +52,8 @@ class Console:
 
     def _advance_bar(self, label: str, done: int, total: int) -> None:
         if self._bars is None:
-            rate = TextColumn("{task.fields[rate]}")
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+            name, rate = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[rate]}")
+            columns = (name, BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
             self._bars = Progress(*columns, console=self._err)
             self._bars.start()
         if label not in self._tasks:
@@ -72,9 +73,9 @@ class Console:
         self._printed[label] = now
         rate = self._rate(label, done)
         left = f", {(total - done) / rate:.0f} s left" if done < total and rate else ""
-        self._err.print(f"{escape(label)}: {done}/{total}, {rate:.0f}/s{left}")
+        self._err.print(Text(f"{label}: {done}/{total}, {rate:.0f}/s{left}"))
         if done >= total:
-            self._started.pop(label, None)
+            del self._started[label], self._printed[label]
 
     def _rate(self, label: str, done: int) -> float:
         return done / max(time.monotonic() - self._started[label], 1e-6)
@@ -90,18 +91,20 @@ class Console:
         """A table of the result; numbers stand on the right."""
         if self.json:
             return
-        table = Table(title=escape(title), title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+        if title:
+            self._out.print(Text(title, "bold"))  # not the table's own title, which is folded to the table's width
+        table = Table(show_edge=False, pad_edge=False)
         for index, column in enumerate(columns):
             numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
-            table.add_column(escape(column), justify="right" if numeric else "left", overflow="fold")
+            table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
-            table.add_row(*(escape(_cell(value)) for value in row))
+            table.add_row(*(Text(_cell(value)) for value in row))
         self._out.print(table)
 
     def line(self, text: str = "") -> None:
         """A line of the human result."""
         if not self.json:
-            self._out.print(escape(text))
+            self._out.print(Text(text))
 
     def result(self, summary: dict[str, Any]) -> None:
         """The one JSON object of ``--json``."""

@@ -6,8 +6,10 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 import yaml
@@ -22,7 +24,7 @@ def options_from_configs(function: Callable[..., Any]) -> Callable[..., Any]:
     Every dataclass field becomes an option (or argument), grouped in the help page under the first words of its
     dataclass's docstring, and ``--recipe`` is added. The function is called with the dataclasses made from the values.
     """
-    configs = {name: hint for name, hint in get_type_hints(function).items() if is_dataclass(hint)}
+    configs: dict[str, Any] = {name: hint for name, hint in get_type_hints(function).items() if is_dataclass(hint)}
 
     @functools.wraps(function)
     def run(recipe: Path | None = None, **values: Any) -> Any:
@@ -66,7 +68,7 @@ def _parameters(config: Any) -> Iterator[inspect.Parameter]:
 
 
 def _parsed(kind: Any) -> Any:
-    """Choices are parsed as text: `tlkit.config` refuses the unknown ones, with a suggestion, as it does for recipes."""
+    """Choices are parsed as text: `tlkit.config` refuses unknown ones with a suggestion, as it does for recipes."""
     if literal_choices(kind):
         return str if type(None) not in get_args(kind) else str | None
     return kind
@@ -124,31 +126,55 @@ def read_recipe(path: Path, command: str, known: dict[str, Any]) -> dict[str, An
         raise TlkitError("a recipe is a mapping of options to values", where=path, remedy="write 'key: value' lines")
     if (other := values.pop("command", command)) != command:
         raise TlkitError(f"this recipe is for '{other}', not '{command}'", where=path, remedy=f"run 'tlkit {other}'")
+    found = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in known:
             remedy = did_you_mean(name, known) or f"known keys: {', '.join(sorted(known))}"
             raise TlkitError(f"unknown key '{key}'", where=path, remedy=remedy)
-        _check_recipe_value(path, name, known[name], value)
-    return {str(key).replace("-", "_"): value for key, value in values.items() if value is not None}
+        if value is not None:
+            found[name] = _recipe_value(path, name, known[name], value)
+    return found
 
 
-def _check_recipe_value(path: Path, name: str, hint: Any, value: Any) -> None:
+def _recipe_value(path: Path, name: str, hint: Any, value: Any) -> Any:
     kind = get_args(hint)[0]
-    wanted = {int: (int,), float: (int, float), bool: (bool,), str: (str,), Path: (str,)}
-    parts = get_args(kind) if type(None) in get_args(kind) else (kind,)
-    simple = next((wanted[part] for part in parts if part in wanted), (str,) if literal_choices(kind) else None)
-    mistyped = simple is not None and (
-        not isinstance(value, simple) or (isinstance(value, bool) and bool not in simple)
-    )
-    if value is not None and mistyped:
-        raise TlkitError(f"key '{name}' has a value of the wrong type: {value!r}", where=path, remedy=_wanted(kind))
+    try:
+        value = _as(kind, value)
+    except ValueError:
+        what = f"key '{name}' has a value of the wrong type: {value!r}"
+        raise TlkitError(what, where=path, remedy=f"give {_wanted(kind)}") from None
     try:
         check_value(name, hint, value)
     except TlkitError as error:
         raise TlkitError(f"key '{name}': {error.what}", where=path, remedy=error.remedy) from error
+    return value
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """``value`` as an option of type ``kind`` takes it; `ValueError` where YAML gave another type."""
+    kind, parts = _one(kind), get_args(_one(kind))
+    if get_origin(kind) in (list, tuple):
+        if not isinstance(value, list) or (get_origin(kind) is tuple and len(value) != len(parts)):
+            raise ValueError
+        return [_as(part, item) for part, item in zip(cycle(parts), value, strict=False)]
+    if kind is float and isinstance(value, str):
+        return float(value)  # YAML reads 1e-3, unlike 1.0e-3, as text
+    wanted = {int: (int,), float: (int, float), bool: (bool,), str: (str,), Path: (str,)}
+    simple = wanted.get(kind, tuple({type(choice) for choice in literal_choices(kind)}) or (object,))
+    if not isinstance(value, simple) or (isinstance(value, bool) and kind in (int, float)):
+        raise ValueError
+    return value
+
+
+def _one(kind: Any) -> Any:
+    """``X`` for ``X | None``."""
+    return next(part for part in get_args(kind) if part is not NoneType) if NoneType in get_args(kind) else kind
 
 
 def _wanted(kind: Any) -> str:
+    kind, parts = _one(kind), get_args(_one(kind))
+    if get_origin(kind) in (list, tuple):
+        return f"a list{f' of {len(parts)}' if get_origin(kind) is tuple else ''}, each {_wanted(parts[0])}"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    return f"give {next((word for part, word in names.items() if part is kind or part in get_args(kind)), 'text')}"
+    return names.get(kind, "text")

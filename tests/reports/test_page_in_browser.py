@@ -1,0 +1,126 @@
+"""The report page in headless Chromium: it opens, runs nothing, fits a phone, and can be read in light and dark."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tlkit.reports.page import Mistake, Page, render_page, write_page
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not on PATH")
+
+EVIL = "<img src=x onerror=document.title='pwned'>"
+SCHEMES = {"dark": 0, "light": 1}  # what Blink's setting preferredColorScheme calls them
+
+# Stands around the page and looks into it from outside, since the page itself allows no script.
+HARNESS = """<!doctype html><meta charset="utf-8"><body style="margin:0">
+<iframe style="border:0;width:{width}px;height:800px" srcdoc="{page}"></iframe><pre id="found"></pre>
+<script>
+function rgba(text) {{ const n = text.match(/[\\d.]+/g).map(Number); return n.length > 3 ? n : [...n, 1]; }}
+function over(top, under) {{ return [0, 1, 2].map(i => top[i] * top[3] + under[i] * (1 - top[3])); }}
+function ground(element, view) {{
+  if (!element) return [255, 255, 255];
+  return over(rgba(view.getComputedStyle(element).backgroundColor), ground(element.parentElement, view));
+}}
+function luminance(colour) {{
+  const [r, g, b] = colour.map(c => c / 255).map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+}}
+onload = () => {{
+  const page = document.querySelector("iframe").contentDocument, view = page.defaultView;
+  const contrasts = [];
+  for (const element of page.body.querySelectorAll("*")) {{
+    if (![...element.childNodes].some(node => node.nodeType === 3 && node.data.trim())) continue;
+    const under = ground(element, view), text = over(rgba(view.getComputedStyle(element).color), under);
+    const [low, high] = [luminance(under), luminance(text)].sort((a, b) => a - b);
+    contrasts.push([(high + 0.05) / (low + 0.05), element.tagName + "." + element.className]);
+  }}
+  document.getElementById("found").textContent = JSON.stringify({{
+    width: page.documentElement.clientWidth, scrollWidth: page.documentElement.scrollWidth,
+    ground: rgba(view.getComputedStyle(page.body).backgroundColor), title: page.title,
+    images: [...page.images].map(image => [image.src.slice(0, 22), image.naturalWidth]),
+    texts: contrasts.length, contrast: contrasts.sort((a, b) => a[0] - b[0])[0],
+  }});
+}};
+</script>"""
+
+
+def chromium(profile: Path, url: Path, *arguments: str) -> str:
+    assert CHROMIUM is not None
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += ["--disable-dev-shm-usage", f"--user-data-dir={profile}", *arguments, url.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Page:
+    """All sections, an evil class name, words too long for a phone, and a matrix wider than it."""
+    Image.new("RGB", (300, 200), "tan").save(tmp_path / "1.jpg")
+    names = [EVIL, "x" * 120, *(f"Staffordshire bullterrier {k}" for k in range(18))]
+    confusion = np.diag(np.arange(20) * 1000) + np.eye(20, k=1, dtype=int)
+    metrics = {"images": 20, "top1": 0.95, "top1_ci95": [0.94, 0.96], "top5": 1.0, "balanced_accuracy": 0.9}
+    metrics |= {"loss": 0.1, "ece": 0.02, "used_for_selection": True}
+    path = "/a/folder/" + "long" * 40 + ".jpg"
+    mistakes = [
+        Mistake(tmp_path / "1.jpg", f"val/{EVIL}/1.jpg", EVIL, names[1], 0.99),
+        Mistake(tmp_path / "gone.jpg", path, names[2], EVIL, 0.9),
+    ]
+    summary = {
+        "command": "finetune",
+        "seconds": 9000.0,
+        "model": EVIL,
+        "weights": path,
+        "metrics": {"val": metrics, "test": metrics},
+        "phases": [{"stages": ["stem", "stage1", EVIL], "epochs": 3, "trainable_params": 10**9, "seconds": 4000.0}],
+        "skipped_files": [{"path": path, "reason": EVIL}],
+        "images": {"train": 10**6, "val": 10**5, "test": 10**5},
+        "preprocessing": {"mean": [0.485, 0.456, 0.406], "interpolation": "bicubic"},
+    }
+    per_class = [{"class": name, "images": 1000, "precision": 0.5, "recall": 1.0, "f1": None} for name in names]
+    return Page("finetune pets", summary, "val", names, per_class, confusion, mistakes, f"data: {path}\n")
+
+
+def test_runs_nothing_even_without_its_content_security_policy(page: Page, tmp_path: Path) -> None:
+    bare = re.sub(r"<meta http-equiv[^\n]*\n", "", render_page(page))
+    (tmp_path / "page.html").write_text(bare, encoding="utf-8")
+    dom = chromium(tmp_path / "profile", tmp_path / "page.html", "--dump-dom")
+    assert "<title>finetune pets · tlkit report</title>" in dom
+    assert "&lt;img src=x onerror=document.title='pwned'&gt;" in dom
+    assert re.findall(r"<img\b[^>]{0,20}", dom) == ['<img src="data:image/jpe']
+    assert "</html>" in dom
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("width", [375, 1200])
+def test_fits_and_can_be_read(page: Page, tmp_path: Path, width: int, scheme: str) -> None:
+    harness = HARNESS.format(width=width, page=html.escape(render_page(page)))
+    (tmp_path / "harness.html").write_text(harness, encoding="utf-8")
+    setting = f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"
+    dom = chromium(tmp_path / "profile", tmp_path / "harness.html", "--window-size=1300,900", setting, "--dump-dom")
+    found = json.loads(html.unescape(dom.split('<pre id="found">')[1].split("</pre>")[0]))
+    assert found["scrollWidth"] <= found["width"] <= width
+    assert found["title"] == "finetune pets · tlkit report"
+    assert found["images"] == [["data:image/jpeg;base64", 192]]
+    assert (sum(found["ground"][:3]) < 200) == (scheme == "dark")
+    assert found["texts"] > 500
+    assert found["contrast"][0] >= 4.5, found["contrast"]  # WCAG 2.2 AA, 1.4.3
+
+
+def test_written_page_is_painted(page: Page, tmp_path: Path) -> None:
+    write_page(tmp_path / "report.html", page)
+    shot = tmp_path / "shot.png"
+    arguments = ("--window-size=1200,900", "--blink-settings=preferredColorScheme=1", f"--screenshot={shot}")
+    chromium(tmp_path / "profile", tmp_path / "report.html", *arguments)
+    with Image.open(shot) as image:
+        colours = image.convert("RGB").getcolors(1 << 24)
+    assert len(colours) > 50
+    assert max(count for count, _ in colours) < 0.9 * 1200 * 900

@@ -1,0 +1,55 @@
+"""Device, processes and precision: the one place where Accelerate is set up."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING
+
+from tlkit import config
+from tlkit.errors import TlkitError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def accelerator(compute: config.Compute) -> Accelerator:
+    """The device and precision that the options ask for.
+
+    Raises:
+        TlkitError: The device is not there, or it cannot compute in that precision.
+    """
+    import torch
+
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    device = compute.device
+    if device == "auto":
+        device = "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
+    if not has[device]:
+        raise TlkitError(f"no {device} device", where="--device", remedy="use --device auto; 'tlkit doctor' lists devices")
+    precision = compute.precision
+    if precision == "auto":
+        precision = "bf16" if native_bf16(device) else "fp32"
+    if precision == "fp16" and device == "cpu":
+        raise TlkitError("fp16 needs a GPU", where="--precision", remedy="use bf16 or fp32")
+
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, PartialState
+
+    if AcceleratorState._shared_state:  # a second command in one process (tests, pipelines) may ask for another device
+        AcceleratorState._reset_state(reset_partial_state=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice to people who call Accelerate themselves
+        PartialState(cpu=device == "cpu")
+        return Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def native_bf16(device: str) -> bool:
+    """Whether the device multiplies bfloat16 in hardware: GPUs since Ampere, CPUs with AMX, AVX512-BF16 or Arm's bf16."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    if device == "cpu":
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # unknown to older torch: fp32 is always right
+        return any(present for name, present in capabilities.items() if name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return False

@@ -1,0 +1,1 @@
+"""Image folders and manifests, splits, decoding, what is done to an image, loaders."""

@@ -1,0 +1,113 @@
+"""Batches of decoded images, in order, from as many processes as asked for; unreadable files are reported, not hidden."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tlkit.data.decode import UnreadableImage, decode
+from tlkit.data.transforms import View, resize
+from tlkit.errors import TlkitError
+from tlkit.preprocessing import Preprocessing
+
+Progress = Callable[[str, int, int], None]
+"""Told ``(label, done, total)``, in images."""
+
+
+def silent(label: str, done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """An image that could not be read."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded images.
+
+    Args:
+        images: 8-bit (B, V, C, S, S): V views of each image.
+        rows: Position of each image among the paths (B).
+        bad: Files of this batch that could not be read, with their positions.
+    """
+
+    images: Tensor
+    rows: Tensor
+    bad: list[tuple[int, BadFile]]
+
+
+class ViewDataset(Dataset):  # type: ignore[type-arg]
+    """The views of each image. Module-level and picklable, so that worker processes may be spawned."""
+
+    def __init__(self, root: Path, paths: Sequence[str], preprocessing: Preprocessing, view: View) -> None:
+        self.root, self.paths, self.preprocessing, self.view = root, paths, preprocessing, view
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[int, Tensor | BadFile]:
+        try:
+            image = decode(self.root / self.paths[row], min_side=self.preprocessing.resized_side)
+            return row, self.view(resize(image, self.preprocessing), self.preprocessing.size)
+        except UnreadableImage as error:
+            return row, BadFile(self.paths[row], str(error))
+
+
+def collate(items: list[tuple[int, Tensor | BadFile]]) -> Batch:
+    """Stack what could be read, list what could not."""
+    good = [(row, views) for row, views in items if not isinstance(views, BadFile)]
+    bad = [(row, found) for row, found in items if isinstance(found, BadFile)]
+    images = torch.stack([views for _, views in good]) if good else torch.empty(0)
+    return Batch(images, torch.tensor([row for row, _ in good], dtype=torch.long), bad)
+
+
+def load(dataset: ViewDataset, *, batch_size: int, workers: int | None, pin_memory: bool = False) -> Iterator[Batch]:
+    """Batches in the order of the paths; the same batches for any number of workers."""
+    count = default_workers(len(dataset)) if workers is None else workers
+    yield from DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=count,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if count else None,
+    )
+
+
+def default_workers(images: int) -> int:
+    """Decoding processes that pay for their start: none for a handful of images, at most one a core, at most 8.
+
+    A spawned process (Windows, macOS) imports torch anew, which takes seconds; a forked one starts at once.
+    """
+    forked = multiprocessing.get_start_method() == "fork"
+    if images < (64 if forked else 4000):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 8)
+
+
+def refuse_bad_files(bad: Sequence[BadFile], images: int, root: Path, on_error: str) -> None:
+    """Raise where unreadable files are not to be skipped (``on_error="fail"``), or where nothing else is left.
+
+    Raises:
+        TlkitError: Each file is named with its reason.
+    """
+    if not bad or (on_error == "skip" and len(bad) < images):
+        return
+    details = [f"{file.path}: {file.reason}" for file in bad]
+    first = f"{bad[0].path}: {bad[0].reason}"
+    count = f"{len(bad)} of {images} images cannot be read ({first if len(bad) == 1 else f'first {first}'})"
+    remedy = "remove or mend them, or leave them out with --on-error skip" if len(bad) < images else "check the files"
+    raise TlkitError(count, where=root, remedy=remedy, details=details if len(bad) > 1 else [])

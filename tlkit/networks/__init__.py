@@ -1,0 +1,1 @@
+"""Networks: built from timm, cut into stages, loaded with weights."""

