@@ -25,7 +25,8 @@ def accelerator(compute: config.Compute) -> Accelerator:
     if device == "auto":
         device = "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
     if not has[device]:
-        raise TlkitError(f"no {device} device", where="--device", remedy="use --device auto; 'tlkit doctor' lists devices")
+        remedy = "use --device auto; 'tlkit doctor' lists devices"
+        raise TlkitError(f"no {device} device", where="--device", remedy=remedy)
     precision = compute.precision
     if precision == "auto":
         precision = "bf16" if native_bf16(device) else "fp32"
@@ -44,12 +45,14 @@ def accelerator(compute: config.Compute) -> Accelerator:
 
 
 def native_bf16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 in hardware: GPUs since Ampere, CPUs with AMX, AVX512-BF16 or Arm's bf16."""
+    """Whether the device multiplies bfloat16 in hardware: GPUs since Ampere; CPUs with AMX, AVX512-BF16, Arm's bf16."""
     import torch
 
     if device == "cuda":
         return torch.cuda.get_device_capability()[0] >= 8
     if device == "cpu":
-        capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # unknown to older torch: fp32 is always right
-        return any(present for name, present in capabilities.items() if name in ("amx_bf16", "avx512_bf16", "bf16"))
+        has: dict[str, bool] = getattr(
+            torch.cpu, "get_capabilities", dict
+        )()  # none in older torch: fp32 is always right
+        return any(has.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return False

@@ -239,7 +239,18 @@ def effective_recipe(command: str, groups: Iterable[Checked]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Path):
-        return str(value.absolute())  # a recipe means the same from any working folder
+        return str(value.resolve())  # a recipe means the same from any working folder
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
     return value
+
+
+def group_from_recipe(group: type[Any], recipe: dict[str, Any]) -> Any:
+    """The option group as a run's effective recipe has it; what the recipe lacks takes its default."""
+    values = {}
+    for name, hint in get_type_hints(group, include_extras=True).items():
+        if name in recipe:
+            kind, value = get_args(hint)[0], recipe[name]
+            is_path = Path in (kind, *get_args(kind))
+            values[name] = Path(value) if is_path else tuple(value) if isinstance(value, list) else value
+    return group(**values)

@@ -86,7 +86,10 @@ def page(tmp_path: Path) -> Page:
         "preprocessing": {"mean": [0.485, 0.456, 0.406], "interpolation": "bicubic"},
     }
     per_class = [{"class": name, "images": 1000, "precision": 0.5, "recall": 1.0, "f1": None} for name in names]
-    return Page("finetune pets", summary, "val", names, per_class, confusion, mistakes, f"data: {path}\n")
+    truth, predicted = np.nonzero(confusion)
+    counts = confusion[truth, predicted]
+    images = np.repeat(truth, counts), np.repeat(predicted, counts)
+    return Page("finetune pets", summary, "val", names, per_class, *images, mistakes, f"data: {path}\n")
 
 
 def test_runs_nothing_even_without_its_content_security_policy(page: Page, tmp_path: Path) -> None:

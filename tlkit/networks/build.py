@@ -79,7 +79,7 @@ def build(model: str, weights: str, preprocess: config.Preprocess | None = None)
         network.eval(),
         name,
         _preprocessing(network, preprocess),
-        imagenet.class_names(network) if weights == "default" else None,
+        None if weights == "random" else imagenet.class_names(network),
         source,
         remarks,
     )

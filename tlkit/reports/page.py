@@ -6,7 +6,6 @@ import base64
 import functools
 import io
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 
 from tlkit import __version__
 from tlkit.data.decode import UnreadableImage, decode
+from tlkit.run_folder import write_text
 
 MATRIX_CLASSES = 25  # a larger confusion matrix is read as a list of its largest cells
 CONFUSIONS_SHOWN = 30
@@ -67,7 +67,8 @@ class Page:
         split: Which images the page reports on: ``val``, ``test``, ``all`` ...
         classes: K class names.
         per_class: One ``{class, images, precision, recall, f1}`` for each class; what is undefined is None.
-        confusion: Counts, shape (K, K): rows are true classes, columns predicted ones.
+        truth: True class of each image of the split (N).
+        predicted: Predicted class of each (N).
         mistakes: Wrong predictions, most confident first; the page pictures the first ones.
         recipe: The effective recipe, as YAML text.
     """
@@ -77,26 +78,22 @@ class Page:
     split: str
     classes: Sequence[str]
     per_class: Sequence[Mapping[str, Any]]
-    confusion: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
     mistakes: Sequence[Mistake]
     recipe: str
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Write the page as UTF-8; who opens ``path`` meanwhile sees the old file or the new one, never half of one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        beside.write_bytes(render_page(page).encode())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write the page as UTF-8."""
+    write_text(path, render_page(page))
 
 
 def render_page(page: Page) -> str:
     """The page as HTML; what UTF-8 cannot hold (an undecodable byte of a file name) is spelt out as an escape."""
-    images, right = int(page.confusion.sum()), int(np.trace(page.confusion))
+    images, right = len(page.truth), int((page.truth == page.predicted).sum())
     per_class = _worst_classes(page.per_class)
-    confusions, confusions_in_all = _frequent_confusions(page.confusion, page.classes)
+    confusions, confusions_in_all = _frequent_confusions(page)
     metrics = _metrics(page.summary, page.split)
     skipped = page.summary.get("skipped_files") or []
     html = _template().render(
@@ -109,7 +106,7 @@ def render_page(page: Page) -> str:
         all_metrics=_all_metrics(page.summary),
         metric_names=METRICS,
         facts=_facts(page),
-        matrix=_matrix(page.confusion, page.classes) if len(page.classes) <= MATRIX_CLASSES else None,
+        matrix=_matrix(page) if len(page.classes) <= MATRIX_CLASSES else None,
         confusions=confusions,
         confusions_left_out=confusions_in_all - len(confusions),
         per_class=per_class,
@@ -184,24 +181,22 @@ def _facts(page: Page) -> list[tuple[str, Any]]:
     return [(name, value) for name, value in facts if value not in (None, "", {})]
 
 
-def _matrix(confusion: np.ndarray, classes: Sequence[str]) -> list[tuple[str, list[tuple[int, float]]]]:
+def _matrix(page: Page) -> list[tuple[str, list[tuple[int, float]]]]:
     """The confusion matrix by row: (true class, [(count, shade in [0, 1]) for each predicted class])."""
+    classes = len(page.classes)
+    counts = np.bincount(page.truth * classes + page.predicted, minlength=classes**2).reshape(classes, classes)
     # The square root of a cell's share of its row: a single mistake among 100 images is still seen.
-    shades = np.sqrt(confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1))
-    return [
-        (name, list(zip(counts, row, strict=True)))
-        for name, counts, row in zip(classes, confusion.tolist(), shades.round(3).tolist(), strict=True)
-    ]
+    shades = np.sqrt(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)).round(3)
+    rows = zip(page.classes, counts.tolist(), shades.tolist(), strict=True)
+    return [(name, list(zip(cells, shade, strict=True))) for name, cells, shade in rows]
 
 
-def _frequent_confusions(confusion: np.ndarray, classes: Sequence[str]) -> tuple[list[tuple[str, str, int]], int]:
-    """The largest (true, predicted, count) off the diagonal, and how many different ones there are in all."""
-    filled = np.flatnonzero(confusion != 0)
-    true, predicted = np.divmod(filled, max(len(classes), 1))
-    true, predicted = true[true != predicted], predicted[true != predicted]
-    counts = confusion[true, predicted]
-    largest = np.argsort(-counts.astype(np.int64), kind="stable")[:CONFUSIONS_SHOWN]
-    return [(classes[true[i]], classes[predicted[i]], int(counts[i])) for i in largest], len(counts)
+def _frequent_confusions(page: Page) -> tuple[list[tuple[str, str, int]], int]:
+    """The most frequent (true, predicted, count) that are wrong, and how many different ones there are in all."""
+    wrong = page.truth != page.predicted
+    pairs, counts = np.unique(np.stack([page.truth[wrong], page.predicted[wrong]]), axis=1, return_counts=True)
+    largest = np.argsort(-counts, kind="stable")[:CONFUSIONS_SHOWN]
+    return [(page.classes[pairs[0, i]], page.classes[pairs[1, i]], int(counts[i])) for i in largest], len(counts)
 
 
 def _worst_classes(per_class: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:

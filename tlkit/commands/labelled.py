@@ -1,0 +1,90 @@
+"""Steps that commands over labelled images share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlkit import run_folder
+from tlkit.commands.console import Console
+from tlkit.data.folders import Samples
+from tlkit.data.loading import BadFile
+from tlkit.errors import TlkitError
+from tlkit.evaluation.metrics import per_class
+from tlkit.reports.page import Mistake, Page, write_page
+
+
+def stored_split(samples: Samples, run: Path) -> Samples:
+    """Samples with the splits that a run stored; images that it did not have get none.
+
+    Raises:
+        TlkitError: The folder now lacks images of the run, or has other classes for them.
+    """
+    stored = run_folder.read_splits(run)
+    if stored is None:
+        return samples
+    if gone := sorted(set(stored) - set(samples.paths)):
+        raise TlkitError(
+            f"{len(gone)} images of the run are not there any more, the first is {gone[0]}",
+            where=samples.root,
+            remedy="put them back, or start a new run",
+        )
+    splits = [stored[path][1] if path in stored else "" for path in samples.paths]
+    return replace(samples, splits=np.array(splits, dtype="<U5"))
+
+
+def skipped(bad: Sequence[BadFile]) -> list[dict[str, str]]:
+    """Files left out, for the summary."""
+    return [{"path": file.path, "reason": file.reason} for file in bad]
+
+
+def report_skipped(console: Console, bad: Sequence[BadFile]) -> None:
+    """Name the files that were left out; the first ones, where there are many."""
+    for file in bad[:10]:
+        console.warn(f"left out {file.path}: {file.reason}")
+    if len(bad) > 10:
+        console.warn(f"left out {len(bad) - 10} more files that cannot be read")
+
+
+def metrics_row(name: str, figures: dict[str, Any]) -> list[Any]:
+    """One row of the human metrics table, see `METRICS_COLUMNS`."""
+    low, high = figures["top1_ci95"]
+    interval = f"{low:.3f} to {high:.3f}"
+    row = [name, figures["images"], figures["top1"], interval, figures["balanced_accuracy"]]
+    return [*row, figures["loss"], figures["ece"], *([figures["top5"]] if "top5" in figures else [])]
+
+
+def metrics_table(console: Console, title: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Print metrics objects under each other, by name."""
+    columns = ["images of", "images", "top-1", "95 % interval", "balanced", "loss", "ECE"]
+    top5 = any("top5" in figures for figures in rows.values())
+    cells = [metrics_row(name, figures) for name, figures in rows.items()]
+    console.table(title, [*columns, "top-5"] if top5 else columns, cells)
+
+
+def write_report(
+    folder: Path,
+    title: str,
+    summary: dict[str, Any],
+    split: str,
+    classes: Sequence[str],
+    samples: Samples,
+    probabilities: np.ndarray,
+    recipe: str,
+) -> None:
+    """Write ``report.html`` on the given samples, whose labels index ``classes``, as do the columns (N, K)."""
+    predicted = probabilities.argmax(1)
+    wrong = np.flatnonzero(predicted != samples.labels)
+    wrong = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")]
+    mistakes = []
+    for row in wrong.tolist():
+        truth, guess = int(samples.labels[row]), int(predicted[row])
+        path, sure = samples.paths[row], float(probabilities[row, guess])
+        mistakes.append(Mistake(samples.root / path, path, classes[truth], classes[guess], sure))
+    by_class = per_class(predicted, samples.labels, classes)
+    page = Page(title, summary, split, classes, by_class, samples.labels, predicted, mistakes, recipe)
+    write_page(folder / run_folder.REPORT, page)

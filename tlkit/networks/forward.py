@@ -1,0 +1,163 @@
+"""A network in two parts, features and classifier, and the frozen pass over images that everything shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tlkit.data.loading import BadFile, Progress, ViewDataset, load, silent
+from tlkit.data.transforms import normalise
+from tlkit.errors import TlkitError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Images in one forward pass. On a CPU activations of more than about 16 images fall out of the caches.
+BATCH_SIZES = {"cpu": 16, "cuda": 256, "mps": 64}
+
+
+def pooled_features(network: nn.Module, images: Tensor) -> Tensor:
+    """What the classifier sees: (B, C, H, W) to (B, D), D = ``network.head_hidden_size``."""
+    return network.forward_head(network.forward_features(images), pre_logits=True)  # type: ignore[operator]
+
+
+def classify(network: nn.Module, features: Tensor) -> Tensor:
+    """Logits (B, K) in float32 of features (B, D): what the network's own classifier makes of them."""
+    layers = linear_classifiers(network)
+    logits = []
+    for layer in layers:
+        assert layer.bias is not None  # linear_classifiers returns no other
+        logits.append(F.linear(features.float(), layer.weight.flatten(1).float(), layer.bias.float()))
+    return torch.stack(logits).mean(0) if len(logits) > 1 else logits[0]
+
+
+def linear_classifiers(network: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """The layers that make the logits of pooled features; a distilled network has two, whose logits are averaged.
+
+    Raises:
+        TlkitError: The classifier is no linear layer (with a bias) of pooled features.
+    """
+    found = network.get_classifier()  # type: ignore[operator]
+    layers = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
+    for layer in layers:
+        if type(layer) not in (nn.Linear, nn.Conv2d) or layer.bias is None or layer.weight[0, 0].numel() != 1:
+            raise TlkitError(
+                f"its classifier is not linear in pooled features ({type(layer).__name__})",
+                where=_name(network),
+                remedy="choose another network",
+            )
+    return layers
+
+
+def set_classifier(network: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Give the network a classifier of its own kind with these weights: (K, D) and (K)."""
+    if network.num_classes != len(bias):
+        network.reset_classifier(len(bias))  # type: ignore[operator]
+    with torch.no_grad():
+        for layer in linear_classifiers(network):
+            layer.weight.copy_(weight.view_as(layer.weight))
+            layer.bias.copy_(bias)  # type: ignore[union-attr]
+
+
+def features_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Pooled features (B, D) of normalised images (B, C, H, W).
+
+    Raises:
+        TlkitError: The network is more than a linear classifier of them.
+    """
+    linear_classifiers(network)
+    if not splits_at_head(network, images):
+        raise TlkitError(
+            "cannot be cut in front of its classifier", where=_name(network), remedy="choose another network"
+        )
+    return pooled_features(network, images)
+
+
+def logits_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Logits (B, K) in float32 of normalised images (B, C, H, W).
+
+    The classifier is computed in float32 also under autocast: in bf16, logits have only 8 bits, and ties between
+    classes are broken by chance.
+    """
+    if splits_at_head(network, images):
+        return classify(network, pooled_features(network, images))
+    return network(images).float()
+
+
+def splits_at_head(network: nn.Module, images: Tensor) -> bool:
+    """Whether `classify` of `pooled_features` is the whole network, tried once on the first of ``images`` in float32."""
+    known = getattr(network, "_tlkit_splits_at_head", None)
+    if known is None:
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            known = _splits_at_head(network, images[:2])
+        network._tlkit_splits_at_head = known  # type: ignore[assignment]
+    return bool(known)
+
+
+def _splits_at_head(network: nn.Module, images: Tensor) -> bool:
+    try:
+        linear_classifiers(network)
+        features = pooled_features(network, images)
+    except (TlkitError, TypeError, AttributeError):
+        return False  # some networks have other parts and signatures: they are run whole
+    return features.ndim == 2 and torch.allclose(classify(network, features), network(images), rtol=1e-3, atol=1e-3)
+
+
+def _name(network: nn.Module) -> str:
+    return (getattr(network, "pretrained_cfg", None) or {}).get("architecture", type(network).__name__)
+
+
+def over_images(
+    network: nn.Module,
+    dataset: ViewDataset,
+    compute: Callable[[nn.Module, Tensor], Tensor],
+    *,
+    accelerator: Accelerator,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    label: str = "images",
+    progress: Progress = silent,
+) -> Iterator[tuple[Tensor, Tensor, list[tuple[int, BadFile]]]]:
+    """Run ``compute(network, images)`` over all images, without gradients, in the order of the dataset.
+
+    Args:
+        network: Put into evaluation mode and onto the accelerator's device.
+        dataset: What to decode.
+        compute: Maps (B, C, S, S) to (B, ...).
+        accelerator: Device and precision.
+        batch_size: Images in one pass; by default what suits the device.
+        workers: Decoding processes; by default what suits the machine.
+        label: What the progress calls it.
+        progress: Told after each batch.
+
+    Yields:
+        Rows (B) of the dataset, results (B, V, ...) in float32 on the CPU for V views, and what could not be read.
+    """
+    device = accelerator.device
+    network = channels_last(network.eval().to(device))
+    size = batch_size or BATCH_SIZES[device.type]
+    batches = load(dataset, batch_size=size, workers=workers, pin_memory=device.type == "cuda")
+    done = 0
+    for batch in batches:
+        results = torch.empty(0)
+        if len(batch.rows):
+            count, views = batch.images.shape[:2]
+            with torch.inference_mode(), accelerator.autocast():
+                images = batch.images.to(device, non_blocking=True).flatten(0, 1)
+                images = normalise(images, dataset.preprocessing).contiguous(memory_format=torch.channels_last)
+                results = compute(network, images).float().cpu()
+            results = results.view(count, views, *results.shape[1:])
+        done += len(batch.rows) + len(batch.bad)
+        progress(label, done, len(dataset))
+        yield batch.rows, results, batch.bad
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with its convolutions' weights in the layout that processors are quickest with."""
+    if any(isinstance(module, nn.Conv2d) for module in network.modules()):
+        return network.to(memory_format=torch.channels_last)
+    return network
