@@ -8,7 +8,7 @@ BIN := .venv/bin
 .venv/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tlkit needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[offline,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[offline,heic,dev]'
 	touch $@
 
 demo: .venv/installed

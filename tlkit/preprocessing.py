@@ -32,6 +32,15 @@ class Preprocessing:
     std: tuple[float, ...]
     colour_mode: str = "RGB"
 
+    def __post_init__(self) -> None:
+        channels = len(self.colour_mode)
+        if not len(self.mean) == len(self.std) == channels:
+            raise TlkitError(
+                f"{len(self.mean)} means and {len(self.std)} standard deviations for {channels} channels",
+                where="preprocessing",
+                remedy="give one of each for each channel",
+            )
+
     @property
     def resized_side(self) -> int:
         """The side in pixels that the image is resized to before the crop (rounded down, as timm does)."""
@@ -77,8 +86,16 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`."""
-        return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        """The inverse of `to_dict`.
+
+        Raises:
+            TlkitError: Values are missing, or unknown.
+        """
+        try:
+            return cls(**values | {"mean": tuple(values["mean"]), "std": tuple(values["std"])})
+        except (KeyError, TypeError) as error:
+            remedy = "write the run again, or use the version of tlkit that wrote it"
+            raise TlkitError(f"the stored preprocessing cannot be read ({error})", remedy=remedy) from error
 
     def with_overrides(
         self,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,19 +40,19 @@ def new_run(out: Path | None, command: str) -> Path:
     Raises:
         TlkitError: The folder exists (a run never writes into another), or cannot be made.
     """
-    if out is None:
-        stem = Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
-        out, number = stem, 1
-        while out.exists():  # two runs in one second
-            number += 1
-            out = stem.with_name(f"{stem.name}-{number}")
-    try:
-        out.mkdir(parents=True)
-    except FileExistsError:
-        refuse_existing(out)
-    except OSError as error:
-        raise TlkitError(f"cannot be made ({error.strerror})", where=out, remedy="choose another --out") from error
-    return out
+    stem = out or Path("runs") / f"{command}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run, number = stem, 1
+    while True:
+        try:
+            run.mkdir(parents=True)
+            return run
+        except OSError as error:
+            refuse_existing(out)
+            if not os.path.lexists(run):
+                what = f"cannot be made ({error.strerror})"
+                raise TlkitError(what, where=run, remedy="choose another --out") from error
+        number += 1  # two runs in one second
+        run = stem.with_name(f"{stem.name}-{number}")
 
 
 def refuse_existing(out: Path | None) -> None:
@@ -61,8 +61,9 @@ def refuse_existing(out: Path | None) -> None:
     Raises:
         TlkitError: It exists.
     """
-    if out is not None and (out.exists() or out.is_symlink()):
-        raise TlkitError("exists already, and is never overwritten", where=out, remedy="choose another --out, or remove it")
+    if out is not None and os.path.lexists(out):
+        remedy = "choose another --out, or remove it"
+        raise TlkitError("exists already, and is never overwritten", where=out, remedy=remedy)
 
 
 def require_space(folder: Path | None, needed: int) -> None:
@@ -71,9 +72,8 @@ def require_space(folder: Path | None, needed: int) -> None:
     Raises:
         TlkitError: Not enough disk.
     """
-    place = (folder or Path("runs")).absolute()
-    while not place.exists():
-        place = place.parent
+    target = (folder or Path("runs")).absolute()
+    place = next((parent for parent in (target, *target.parents) if parent.is_dir()), target)
     free = shutil.disk_usage(place).free
     if free < needed + SPARE_BYTES:
         raise TlkitError(
@@ -85,24 +85,25 @@ def require_space(folder: Path | None, needed: int) -> None:
 
 @contextmanager
 def atomically(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, which takes its place once written; nothing half-written is ever seen."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    part = Path(name)
+    """A path beside ``path`` to write to, which takes its place once written; nothing half-written is ever seen.
+
+    Raises:
+        TlkitError: The folder is missing, or nothing may be written there.
+    """
+    part = path.with_name(f".tlkit-{secrets.token_hex(8)}")
+    try:
+        part.touch(exist_ok=False)
+        rights = part.stat().st_mode
+    except OSError as error:
+        raise TlkitError(f"cannot be written ({error.strerror})", where=path, remedy="check its folder") from error
     try:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())  # mkstemp makes files for the owner alone
+        part.chmod(rights)  # safetensors puts a file of its own there, for the owner alone
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def write_text(path: Path, text: str) -> None:
@@ -112,8 +113,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write one JSON object."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Write one JSON object; what is not valid Unicode becomes the escape by which JSON spells it."""
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text.encode(errors="backslashreplace").decode() + "\n")
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -140,7 +142,8 @@ def read_recipe(run: Path) -> dict[str, Any]:
     try:
         return dict(yaml.safe_load((run / RECIPE).read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
-        raise TlkitError("not the folder of a run: no readable recipe.yaml", where=run, remedy="check the path") from error
+        what = "not the folder of a run: no readable recipe.yaml"
+        raise TlkitError(what, where=run, remedy="check the path") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -152,7 +155,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise TlkitError(f"cannot be read ({error})", where=path, remedy="check that it belongs to a whole run") from error
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        remedy = "check that it belongs to a whole run"
+        raise TlkitError(f"cannot be read ({reason})", where=path, remedy=remedy) from error
 
 
 def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
@@ -162,8 +167,16 @@ def append_metrics(run: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_splits(run: Path) -> dict[str, tuple[str, str]] | None:
-    """Path to (label, split) of the images that a run was made from; None where the run stored none."""
-    if not (run / SPLITS).is_file():
+    """Path to (label, split) of the images that a run was made from; None where the run stored none.
+
+    Raises:
+        TlkitError: The file is broken.
+    """
+    path = run / SPLITS
+    if not path.is_file():
         return None
-    with (run / SPLITS).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return {row["path"]: (row["label"], row["split"]) for row in csv.DictReader(file)}
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        try:
+            return {name: (label, split) for name, label, split in list(csv.reader(file))[1:]}
+        except (ValueError, csv.Error) as error:
+            raise TlkitError(f"cannot be read ({error})", where=path, remedy="check that it is whole") from error

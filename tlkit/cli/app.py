@@ -155,6 +155,8 @@ class _Terminated(BaseException):
 
 
 def _terminate(*_: object) -> None:
+    if hasattr(signal, "SIGCHLD"):  # the group's decoding processes die of the same signal: torch would raise for each
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     raise _Terminated
 
 

@@ -118,7 +118,7 @@ def _measure(
 
 def _read(model: str, data: config.EvalData) -> tuple[Samples, str]:
     """The images to measure on, and the name of their split; on a run's own data by its stored split."""
-    own = Path(run_folder.read_recipe(Path(model)).get("data", "")) if run_folder.is_run(model) else None
+    own = _own_data(Path(model))
     folder = data.data if data.data is not None else own
     if folder is None:
         raise UsageError("missing argument DATA", where="tlkit evaluate", remedy="give the folder of labelled images")
@@ -134,6 +134,14 @@ def _read(model: str, data: config.EvalData) -> tuple[Samples, str]:
             raise TlkitError(f"the data has no split '{part}'", where=folder, remedy=f"it has: {there}; or use all")
         samples = samples.take(samples.splits == part)
     return samples, part
+
+
+def _own_data(run: Path) -> Path | None:
+    """What a run was trained on; None for a model, and for a network that was copied without its recipe."""
+    if not run_folder.is_run(run) or not (run / run_folder.RECIPE).is_file():
+        return None
+    data = run_folder.read_recipe(run).get("data")
+    return Path(data) if data else None
 
 
 def align(samples: Samples, loaded: Loaded) -> Aligned:

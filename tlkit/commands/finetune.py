@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import time
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from tlkit.data.transforms import center, center_and_mirror
 from tlkit.errors import TlkitError, UsageError
 from tlkit.evaluation.metrics import metrics
 from tlkit.networks.build import Loaded, build, save_network, weight_bytes
-from tlkit.networks.forward import BATCH_SIZES, classify, set_classifier
+from tlkit.networks.forward import BATCH_SIZES, classify, set_classifier, splits_at_head
 from tlkit.networks.stages import freeze, stages, trainable_parameters
 from tlkit.training.features import Features, extract
 from tlkit.training.probe import Head, fit_head
@@ -66,7 +68,7 @@ def finetune(
     options = Options(data, network, transfer, preprocess, compute)
     run_folder.refuse_existing(output.out)
     samples = _read(options)
-    loaded = _build(options, console)
+    loaded = _build(options, samples, console)
     for remark in samples.remarks():
         console.warn(remark)
     if output.plan:
@@ -74,9 +76,9 @@ def finetune(
     run_folder.require_space(output.out, weight_bytes(loaded.network))
     run = run_folder.new_run(output.out, "finetune")
     with _kept_when_stopped(run, console):
-        run_folder.write_recipe(run, options.recipe)
         rows = zip(samples.paths, (samples.classes[label] for label in samples.labels), samples.splits, strict=True)
         run_folder.write_rows(run / run_folder.SPLITS, ("path", "label", "split"), rows)
+        run_folder.write_recipe(run, options.recipe)  # after the splits: who finds it can resume
         return _probe(options, samples, loaded, run, console, started)
 
 
@@ -88,9 +90,11 @@ def _resume(run: Path, console: Console, started: float) -> dict[str, Any]:
         console.line(f"{run} is finished; its report is {run / run_folder.REPORT}")
         return run_folder.read_json(run / run_folder.SUMMARY)
     options = Options(*(config.group_from_recipe(group, recipe) for group in _GROUPS))
-    samples = stored_split(_read(replace(options, data=replace(options.data, val_fraction=0, test_fraction=0))), run)
+    samples = stored_split(_labelled(options), run)
     samples = samples.take(samples.splits != "")
-    loaded = _build(options, console)
+    _refuse_too_few(samples, options)
+    loaded = _build(options, samples, console)
+    (run / run_folder.METRICS).unlink(missing_ok=True)
     with _kept_when_stopped(run, console, fresh=False):
         return _probe(options, samples, loaded, run, console, started)
 
@@ -100,6 +104,15 @@ _GROUPS = (config.Data, config.Network, config.Transfer, config.Preprocess, conf
 
 def _read(options: Options) -> Samples:
     """The images with labels and splits, checked for what training needs."""
+    data, samples = options.data, _labelled(options)
+    if not samples.splits.any():
+        samples = split(samples, val=data.val_fraction, test=data.test_fraction, seed=options.compute.seed)
+    _refuse_too_few(samples, options)
+    return samples
+
+
+def _labelled(options: Options) -> Samples:
+    """The images with labels, groups, and the splits that the data brings."""
     data = options.data
     if data.data is None:
         raise UsageError("missing argument DATA", where="tlkit finetune", remedy="give the folder of images")
@@ -107,26 +120,27 @@ def _read(options: Options) -> Samples:
     if len(samples.classes) < 2:
         what = f"only one class ({samples.classes[0]})" if samples.classes else "no classes"
         raise TlkitError(what, where=data.data, remedy="a classifier needs at least two class folders")
-    if data.group_regex is not None:
-        samples = with_groups(samples, data.group_regex)
-    if not samples.splits.any():
-        samples = split(samples, val=data.val_fraction, test=data.test_fraction, seed=options.compute.seed)
+    return with_groups(samples, data.group_regex) if data.group_regex is not None else samples
+
+
+def _refuse_too_few(samples: Samples, options: Options, which: str = "") -> None:
     of_train = np.bincount(samples.labels[samples.splits == "train"], minlength=len(samples.classes))
     if (of_train < 2).any():
         few = int(of_train.argmin())
         images = {0: "no training image", 1: "a single training image"}[int(of_train[few])]
         remedy = "each class needs at least two: add images, or remove the class"
-        raise TlkitError(f"class '{samples.classes[few]}' has {images}", where=data.data, remedy=remedy)
-    if data.select_on == "val" and "val" not in samples.splits:
+        raise TlkitError(f"class '{samples.classes[few]}' has {images}{which}", where=options.data.data, remedy=remedy)
+    if options.data.select_on == "val" and "val" not in samples.splits:
         raise TlkitError("there is no val split to choose on", where="--select-on", remedy="leave it out")
-    return samples
 
 
-def _build(options: Options, console: Console) -> Loaded:
+def _build(options: Options, samples: Samples, console: Console) -> Loaded:
     torch.manual_seed(options.compute.seed)
     loaded = build(options.network.model, options.network.weights, options.preprocess)
     for remark in loaded.remarks:
         console.warn(remark)
+    if not loaded.network.num_classes:  # some backbones (DINOv2, CLIP) come without a classifier
+        loaded.network.reset_classifier(len(samples.classes))  # type: ignore[operator]
     return loaded
 
 
@@ -149,6 +163,7 @@ def _probe(
     refuse_bad_files(features.bad, len(samples), samples.root, options.data.on_error)
     report_skipped(console, features.bad)
     samples = samples.take(features.rows)
+    _refuse_too_few(samples, options, " that can be read")
     head = _fit(options, samples, features)
     _fold(loaded, head, features)
     probabilities = head.probabilities(features.values[:, 0].astype(np.float64))
@@ -191,10 +206,6 @@ def _probe(
 
 def _fit(options: Options, samples: Samples, features: Features) -> Head:
     train = samples.splits == "train"
-    missing = np.bincount(samples.labels[train], minlength=len(samples.classes)) == 0
-    if missing.any():
-        name = samples.classes[int(missing.argmax())]
-        raise TlkitError(f"no training image of class '{name}' can be read", where=samples.root, remedy="add some")
     val = samples.splits == "val"
     on_val = options.data.select_on == "val" and val.any()
     return fit_head(
@@ -215,7 +226,10 @@ def _fold(loaded: Loaded, head: Head, features: Features) -> None:
     with torch.no_grad():
         device = next(loaded.network.parameters()).device
         through_network = classify(loaded.network, torch.from_numpy(some).to(device)).softmax(-1).cpu().numpy()
-    if not np.allclose(through_network, head.probabilities(some.astype(np.float64)), atol=1e-3):
+    channels, size = len(loaded.preprocessing.mean), loaded.preprocessing.size
+    noise = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0)).to(device)
+    same = np.allclose(through_network, head.probabilities(some.astype(np.float64)), atol=1e-3)
+    if not (same and splits_at_head(loaded.network, noise)):
         raise TlkitError(
             "the head does not fit into its classifier", where=loaded.name, remedy="choose another network"
         )
@@ -311,6 +325,13 @@ def _kept_when_stopped(run: Path, console: Console, fresh: bool = True) -> Itera
         if fresh:  # the same command can be given again once the mistake is mended
             shutil.rmtree(run, ignore_errors=True)
         raise
-    except BaseException:
+    except BaseException as error:
         console.warn(f"go on with: tlkit finetune --resume {run}")
+        if _is_full_disk(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run)) from error
         raise
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """The system's own error, which does not say where, or that of safetensors, which has it in words alone."""
+    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or f"(os error {errno.ENOSPC})" in str(error)

@@ -22,7 +22,7 @@ def stored_split(samples: Samples, run: Path) -> Samples:
     """Samples with the splits that a run stored; images that it did not have get none.
 
     Raises:
-        TlkitError: The folder now lacks images of the run, or has other classes for them.
+        TlkitError: The data now lacks images of the run, or labels them otherwise.
     """
     stored = run_folder.read_splits(run)
     if stored is None:
@@ -33,6 +33,10 @@ def stored_split(samples: Samples, run: Path) -> Samples:
             where=samples.root,
             remedy="put them back, or start a new run",
         )
+    for path, label in zip(samples.paths, samples.labels, strict=True):
+        if path in stored and stored[path][0] != samples.classes[label]:
+            what = f"{path} was of class '{stored[path][0]}' in the run, and is of '{samples.classes[label]}' now"
+            raise TlkitError(what, where=samples.root, remedy="start a new run")
     splits = [stored[path][1] if path in stored else "" for path in samples.paths]
     return replace(samples, splits=np.array(splits, dtype="<U5"))
 

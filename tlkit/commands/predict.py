@@ -50,7 +50,7 @@ def predict(
         console.line(f"{len(paths)} images, {loaded.name}, weights: {loaded.weights}, views: {views.tta}")
         return {"model": loaded.name, "weights": loaded.weights, "tta": views.tta, "plan": {"images": len(paths)}}
     rows, bad = _label(loaded, paths, images.top_k, views, compute, console)
-    refuse_bad_files(bad, len(paths), Path(), images.on_error)
+    refuse_bad_files(bad, len(paths), images.paths[0] if len(images.paths) == 1 else Path(), images.on_error)
     report_skipped(console, bad)
     if output.out is not None:
         write(rows)
@@ -141,4 +141,5 @@ def _write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(_flat(rows)), path)
+    flat = [row | {"path": row["path"].encode(errors="backslashreplace").decode()} for row in _flat(rows)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(flat), path)  # text in it must be Unicode

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+import stat
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 # A header that claims more pixels than this is refused before a byte of it is decoded. Pillow refuses such files too,
 # but only above its own limit doubled, and warns (once, without the file's name) below that.
 MAX_PIXELS = 178_000_000
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # odd EXIF, likewise without the file's name
 
 IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .tif .tiff .gif .ppm .pgm .pbm .pnm .avif .jp2".split()
+    {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif"}
+    | {".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2"}
 )
 HEIC_SUFFIXES = frozenset({".heic", ".heif"})
+
+# Pillow's names. It knows many more formats: some, such as TGA, it takes almost any bytes for; EPS it would run.
+FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "HEIF"})
+HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
+
+ORIENTATION = 0x0112  # EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class UnreadableImage(Exception):
@@ -51,20 +69,49 @@ def decode(path: Path, min_side: int = 0) -> Image.Image:
     Raises:
         UnreadableImage: The file is missing, empty, cut short, not an image, or claims more than `MAX_PIXELS`.
     """
-    if path.suffix.lower() in HEIC_SUFFIXES and not heic_available():
-        raise UnreadableImage("HEIC needs the extra 'heic' (pip install 'tlkit[heic]')")
     try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImage(f"claims {image.width} x {image.height} pixels")
-            if min_side and image.format == "JPEG":
-                image.draft(image.mode, (min_side, min_side))
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+        _refuse_other_than_file(path)
+        # Opened here, not by Pillow: an uncompressed TIFF that Pillow maps into memory by its name comes out scrambled
+        # where its orientation swaps the sides.
+        with path.open("rb") as file:
+            _refuse_unknown_content(file.read(64))
+            with Image.open(file) as image:
+                if image.format not in FORMATS:
+                    raise UnreadableImage(f"{image.format} images are not read")
+                if image.width * image.height > MAX_PIXELS:
+                    raise UnreadableImage(f"claims {image.width} x {image.height} pixels")
+                if min_side and image.format in ("JPEG", "MPO"):
+                    image.draft(image.mode, (min_side, min_side))
+                image.load()
+                return _to_rgb(_upright(image))
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise whatever broken bytes lead them to: struct.error, KeyError, MemoryError
-        raise UnreadableImage(_reason(path, error)) from error
+        raise UnreadableImage(_reason(error)) from error
+
+
+def _refuse_other_than_file(path: Path) -> None:
+    mode = path.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise UnreadableImage("a folder, not a file")
+    if not stat.S_ISREG(mode):  # reading from a pipe or a device might never end
+        raise UnreadableImage("not a regular file")
+
+
+def _refuse_unknown_content(head: bytes) -> None:
+    if not head:
+        raise UnreadableImage("the file is empty")
+    is_heic = head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head
+    if is_heic and not heic_available():
+        raise UnreadableImage("HEIC needs the extra 'heic' (pip install 'tlkit[heic]')")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # broken EXIF beside sound pixels: the image stays as it is stored, as in any viewer
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -73,21 +120,23 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    return image.convert("RGB")
 
 
 def _scale_to_8_bits(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Grey values of more than 8 bits (H, W) mapped to 0..255 by the full range of their type, or of what they hold.
 
-    16 bits are divided by 257. 32-bit integers and floats have no agreed white: values within [0, 1], 8 or 16 bits are
-    read as such, anything else is stretched from its smallest to its largest value.
+    16 bits are divided by 257. 32-bit integers and floats have no agreed white: values within [0, 1] (floats that were
+    resampled may overshoot a little), 8 or 16 bits are read as such, anything else is stretched from its smallest to
+    its largest value.
     """
     values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=np.finfo(np.float32).max, neginf=np.finfo(np.float32).min)
-    low, high = float(values.min()), float(values.max())
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    values[np.isnan(values)] = low  # infinities are clipped at the end
     if image.mode.startswith("I;16"):
         white = 65535.0
-    elif low >= 0 and image.mode == "F" and high <= 1:
+    elif low >= 0 and image.mode == "F" and high <= 1.05:
         white = 1.0
     elif low >= 0 and high <= 65535:
         white = 255.0 if high <= 255 else 65535.0
@@ -96,21 +145,18 @@ def _scale_to_8_bits(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return (values * (255.0 / white)).round().clip(0, 255).astype(np.uint8)
 
 
-def _reason(path: Path, error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    if isinstance(error, IsADirectoryError):
-        return "a folder, not a file"
-    try:
-        if path.stat().st_size == 0:
-            return "the file is empty"
-    except OSError:
-        return "no such file"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image that can be read"
-    if isinstance(error, Image.DecompressionBombError):
-        return "claims too many pixels"
-    message = str(error).replace(str(path), "").strip() or type(error).__name__
+def _reason(error: Exception) -> str:
+    """A few words, without the path: Pillow and the system would quote it as Python or C writes it."""
+    match error:
+        case FileNotFoundError():
+            return "no such file"
+        case PermissionError():
+            return "no permission to read it"
+        case UnidentifiedImageError():
+            return "not an image that can be read"
+        case Image.DecompressionBombError():
+            return "claims too many pixels"
+        case OSError(strerror=str(strerror)):
+            return strerror.lower()
+    message = " ".join(str(error).split()) or type(error).__name__
     return f"broken: {message}" if len(message) < 120 else f"broken: {message[:117]}..."

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
 from tlkit.data.decode import HEIC_SUFFIXES, IMAGE_SUFFIXES, heic_available
+from tlkit.data.manifest import read_manifest
 from tlkit.errors import TlkitError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Samples:
         splits: ``train``, ``val`` or ``test`` of each sample, ``""`` where the data has no splits (N).
         classes: Sorted class names.
         groups: What a sample belongs to, such as a patient or a video; empty where nothing is said of it (N or 0).
-        ignored: Files that are not images, counted by what they end in.
+        ignored: Files passed over, counted by what they end in or by where they lie.
         heic: HEIC photos that were left out because the extra is not installed.
     """
 
@@ -50,7 +51,7 @@ class Samples:
         """The samples in the given rows (indices, or a mask of N)."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         groups = self.groups[rows] if len(self.groups) else self.groups
-        paths = [self.paths[row] for row in rows]
+        paths = [self.paths[row] for row in rows.tolist()]
         return replace(self, paths=paths, labels=self.labels[rows], splits=self.splits[rows], groups=groups)
 
     def remarks(self) -> list[str]:
@@ -58,7 +59,7 @@ class Samples:
         lines = []
         if self.ignored:
             kinds = ", ".join(f"{count} {suffix or 'without ending'}" for suffix, count in self.ignored.most_common(4))
-            lines.append(f"{self.ignored.total()} files in {self.root} are not images and were ignored ({kinds})")
+            lines.append(f"{self.ignored.total()} files in {self.root} were ignored ({kinds})")
         if self.heic:
             lines.append(f"{self.heic} HEIC photos were left out: pip install 'tlkit[heic]' to read them")
         return lines
@@ -74,50 +75,52 @@ def read_samples(data: Path) -> Samples:
     Raises:
         TlkitError: Nothing is there, it has no images or no classes, or class folders differ between splits.
     """
-    if data.is_file():
-        return _read_manifest(data)
-    if not data.is_dir():
-        raise TlkitError("no such folder", where=data, remedy="check the path")
-    try:
-        return _read_folders(data)
-    except PermissionError as error:
-        raise TlkitError("no permission to read it", where=error.filename, remedy="check the rights") from error
+    return _read_folders(data) if _is_folder(data) else _read_manifest(data)
 
 
 def _read_folders(data: Path) -> Samples:
-    folders = sorted(entry.name for entry in os.scandir(data) if entry.is_dir() and not entry.name.startswith("."))
-    split_folders = [name for name in folders if name.lower() in SPLIT_FOLDERS and _has_folders(data / name)]
-    if "train" in map(str.lower, split_folders) or (split_folders and len(split_folders) == len(folders)):
-        return _read_split_folders(data, split_folders, [name for name in folders if name not in split_folders])
+    folders, files = _list(data)
+    splits = [name for name in folders if name.lower() in SPLIT_FOLDERS and _list(data / name)[0]]
+    others = [name for name in folders if name not in splits]
+    if "train" in map(str.lower, splits) or (splits and not others):
+        return _read_split_folders(data, splits, others, _count_loose(files))
+    if splits:
+        _refuse_train_by_another_name(data, splits[0], others)
     found, ignored = _read_class_folders(data, folders)
-    ignored += Counter(_suffix(e.name) for e in os.scandir(data) if e.is_file() and not _is_image(e.name))
-    loose = sum(entry.is_file() and _is_image(entry.name) for entry in os.scandir(data))
-    if not found or not any(found.values()):
+    if not any(found.values()):
+        loose = sum(map(_is_image, files))
         what = f"{loose} images, but no class folders" if loose else "no images"
-        raise TlkitError(what, where=data, remedy="put the images of each class into a folder of its own, named after it")
-    return _assemble(data, {"": found}, ignored)
+        remedy = "put the images of each class into a folder of its own, named after it"
+        raise TlkitError(what, where=data, remedy=remedy)
+    return _assemble(data, {"": found}, ignored + _count_loose(files))
 
 
-def _has_folders(folder: Path) -> bool:
-    return any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder))
+def _refuse_train_by_another_name(data: Path, split: str, others: Sequence[str]) -> None:
+    # "training/" and "validation/" are no classes where both hold cat/ and dog/
+    classes = set(_list(data / split)[0])
+    if alike := [name for name in others if classes & set(_list(data / name)[0])]:
+        what = f"{alike[0]}/ and {split}/ hold folders of the same names, but there is no train/"
+        raise TlkitError(what, where=data, remedy="call the folder to learn from 'train'")
 
 
-def _read_split_folders(data: Path, names: list[str], others: list[str]) -> Samples:
+def _read_split_folders(data: Path, names: Sequence[str], others: Sequence[str], ignored: Counter[str]) -> Samples:
     found: dict[str, dict[str, list[str]]] = {}
-    ignored: Counter[str] = Counter({f"in folder {name}/": sum(1 for _ in _walk(data / name)) for name in others})
+    ignored = ignored + Counter({f"in folder {name}/": sum(1 for _ in _walk(data / name)) for name in others})
     for name in names:
         split = SPLIT_FOLDERS[name.lower()]
         if split in found:
             twice = [other for other in names if SPLIT_FOLDERS[other.lower()] == split]
             raise TlkitError(f"{' and '.join(twice)} both mean {split}", where=data, remedy="keep one of them")
-        classes = sorted(e.name for e in os.scandir(data / name) if e.is_dir() and not e.name.startswith("."))
+        classes, files = _list(data / name)
         in_classes, not_images = _read_class_folders(data / name, classes)
         found[split] = {label: [f"{name}/{path}" for path in paths] for label, paths in in_classes.items()}
-        ignored += not_images
-    if not any(any(classes.values()) for classes in found.values()):
-        raise TlkitError("no images", where=data, remedy="put images into the class folders of train/")
-    for split, classes in found.items():
-        _refuse_other_classes(data, split, set(classes), set(found.get("train", classes)))
+        ignored += not_images + _count_loose(files)
+    needed = [found["train"]] if "train" in found else list(found.values())
+    if not any(paths for in_split in needed for paths in in_split.values()):
+        what = "no images in train" if "train" in found else "no images"
+        raise TlkitError(what, where=data, remedy="put images into the class folders")
+    for split, in_split in found.items():
+        _refuse_other_classes(data, split, set(in_split), set(found.get("train", in_split)))
     return _assemble(data, found, ignored)
 
 
@@ -150,7 +153,7 @@ def _read_class_folders(root: Path, classes: Sequence[str]) -> tuple[dict[str, l
             if _is_image(path.name):
                 found[name].append(path.relative_to(root).as_posix())
             else:
-                ignored[_suffix(path.name)] += 1
+                ignored[_kind(path.name)] += 1
     return found, ignored
 
 
@@ -167,6 +170,9 @@ def _assemble(root: Path, found: dict[str, dict[str, list[str]]], ignored: Count
     if any(Path(row[0]).suffix.lower() in HEIC_SUFFIXES for row in rows) and not heic_available():
         kept = [row for row in rows if Path(row[0]).suffix.lower() not in HEIC_SUFFIXES]
         heic, rows = len(rows) - len(kept), kept
+        if not rows:
+            remedy = "pip install 'tlkit[heic]' to read them"
+            raise TlkitError(f"all {heic} images are HEIC photos", where=root, remedy=remedy)
     return Samples(
         root=root,
         paths=[row[0] for row in rows],
@@ -179,61 +185,48 @@ def _assemble(root: Path, found: dict[str, dict[str, list[str]]], ignored: Count
 
 
 def _read_manifest(path: Path) -> Samples:
-    if path.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise TlkitError(
-            "neither a folder nor a manifest", where=path, remedy=f"give a folder or a file in {', '.join(MANIFEST_SUFFIXES)}"
-        )
-    columns = _read_columns(path)
-    for needed in ("path", "label"):
-        if needed not in columns:
-            guess = did_you_mean(needed, columns) or f"it has: {', '.join(columns) or 'none'}"
-            raise TlkitError(f"the manifest has no column '{needed}'", where=path, remedy=guess)
-    if not columns["path"]:
-        raise TlkitError("the manifest has no rows", where=path, remedy="add a line for each image: path,label")
-    for number, (name, label) in enumerate(zip(columns["path"], columns["label"], strict=True), start=2):
-        if not name or not label:
-            raise TlkitError(f"line {number} lacks a path or a label", where=path, remedy="fill it in or remove the line")
-    splits = [SPLIT_FOLDERS.get(value.lower(), value) for value in columns.get("split", [""] * len(columns["path"]))]
-    if unknown := sorted(set(splits) - {"", *SPLITS}):
-        raise TlkitError(f"unknown split '{unknown[0]}'", where=path, remedy="use train, val or test")
-    if "" in splits and len(set(splits)) > 1:
-        raise TlkitError("some rows have a split and some have none", where=path, remedy="fill in the column 'split'")
-    classes = tuple(sorted(set(columns["label"])))
-    trained = {label for label, split in zip(columns["label"], splits, strict=True) if split in ("train", "")}
-    if extra := sorted(set(classes) - trained if trained else set()):
+    manifest = read_manifest(path)
+    columns = manifest.columns
+    paths, labels = columns["path"], columns["label"]
+    splits = [SPLIT_FOLDERS.get(value.lower(), value) for value in columns.get("split", [""] * len(paths))]
+    for row, split in enumerate(splits):
+        if split not in ("", *SPLITS):
+            what = f"unknown split '{split}' ({manifest.place(row)})"
+            raise TlkitError(what, where=path, remedy="use train, val or test")
+    if "" in splits and any(splits):
+        what = f"some rows have a split and some have none ({manifest.place(splits.index(''))})"
+        raise TlkitError(what, where=path, remedy="fill in the column 'split'")
+    classes = tuple(sorted(set(labels)))
+    trained = {label for label, split in zip(labels, splits, strict=True) if split in ("train", "")}
+    if trained and (extra := sorted(set(classes) - trained)):
         raise TlkitError(f"labels that no row of train has: {_few(extra)}", where=path, remedy="correct them")
+    groups = columns.get("group", [])
+    if any(groups):  # an image of which no group is said stands alone
+        groups = [group or name for group, name in zip(groups, paths, strict=True)]
     index = {name: number for number, name in enumerate(classes)}
-    return Samples(
+    samples = Samples(
         root=path.parent,
-        paths=[name.replace("\\", "/") if os.name == "nt" else name for name in columns["path"]],
-        labels=np.array([index[label] for label in columns["label"]], dtype=np.int64),
+        paths=[name.replace("\\", "/") if os.name == "nt" else name for name in paths],
+        labels=np.array([index[label] for label in labels], dtype=np.int64),
         splits=np.array(splits, dtype="<U5"),
         classes=classes,
-        groups=np.array(columns.get("group", []), dtype=str),
+        groups=np.array(groups if any(groups) else [], dtype=str),
     )
+    refuse_torn_groups(samples, path)
+    return samples
 
 
-def _read_columns(path: Path) -> dict[str, list[str]]:
-    if path.suffix.lower() == ".parquet":
-        import pyarrow
-        import pyarrow.parquet
+def refuse_torn_groups(samples: Samples, where: object) -> None:
+    """Raise where the splits that the data came with tear a group apart.
 
-        try:
-            table = pyarrow.parquet.read_table(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise TlkitError(f"not a Parquet file ({error})", where=path, remedy="check the file") from error
-        return {name: ["" if v is None else str(v) for v in table[name].to_pylist()] for name in table.column_names}
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ","))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise TlkitError(f"not a CSV file in UTF-8 ({error})", where=path, remedy="save it again as UTF-8") from error
-    header, body = [name.strip().lower() for name in rows[0]] if rows else [], [row for row in rows[1:] if any(row)]
-    for number, row in enumerate(body, start=2):
-        if len(row) != len(header):
-            what = f"line {number} has {len(row)} values where the header has {len(header)}"
-            raise TlkitError(what, where=path, remedy="quote values that hold commas")
-    return {name: [row[column].strip() for row in body] for column, name in enumerate(header)}
+    Raises:
+        TlkitError: Images of one group stand in two splits.
+    """
+    home: dict[str, str] = {}
+    for group, split in zip(samples.groups.tolist(), samples.splits.tolist(), strict=False):
+        if home.setdefault(group, split) != split:
+            what = f"images of group '{group}' stand in {home[group]} and in {split}"
+            raise TlkitError(what, where=where, remedy="move them into one split, or name no groups")
 
 
 def find_images(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
@@ -245,30 +238,53 @@ def find_images(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
     found: list[Path] = []
     ignored: Counter[str] = Counter()
     for path in paths:
-        if path.is_dir():
+        if _is_folder(path):
             for file in _walk(path):
                 if _is_image(file.name):
                     found.append(file)
                 else:
-                    ignored[_suffix(file.name)] += 1
-        elif path.exists():
-            found.append(path)  # named by the user: tried, whatever it is called
+                    ignored[_kind(file.name)] += 1
         else:
-            raise TlkitError("no such file or folder", where=path, remedy="check the path")
+            found.append(path)  # named by the user: tried, whatever it is called
     return found, ignored
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except FileNotFoundError as error:
+        raise TlkitError("no such file or folder", where=path, remedy="check the path") from error
+    except (OSError, ValueError) as error:  # too long, no permission, a link to itself; a zero byte
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise TlkitError(f"cannot be read ({reason})", where=path, remedy="check the path") from error
+
+
+def _list(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the folders in a folder, sorted and without hidden ones, and of its files."""
+    _, names, files = next(os.walk(folder, onerror=_refuse_unreadable))
+    return sorted(name for name in names if not name.startswith(".")), files
+
+
 def _walk(folder: Path) -> Iterator[Path]:
-    """Files below ``folder`` in sorted order; links to folders are followed, but never in a circle."""
-    seen: set[tuple[int, int]] = set()
-    for parent, names, files in os.walk(folder, followlinks=True):
-        status = os.stat(parent)
-        if (status.st_dev, status.st_ino) in seen:
+    """Files below ``folder`` in sorted order; links to folders are followed, but never in a circle or back up."""
+    seen = {_identity(parent) for parent in folder.absolute().parents}
+    for parent, names, files in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
+        here = _identity(Path(parent))
+        if here in seen:
             names.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        seen.add(here)
         names[:] = sorted(name for name in names if not name.startswith("."))
         yield from (Path(parent, name) for name in sorted(files))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _refuse_unreadable(error: OSError) -> NoReturn:
+    raise TlkitError(f"cannot be read ({error.strerror})", where=error.filename, remedy="check the rights") from error
 
 
 def _is_image(name: str) -> bool:
@@ -276,5 +292,10 @@ def _is_image(name: str) -> bool:
     return Path(name).suffix.lower() in IMAGE_SUFFIXES | HEIC_SUFFIXES and not name.startswith(".")
 
 
-def _suffix(name: str) -> str:
-    return Path(name).suffix.lower()
+def _count_loose(files: Sequence[str]) -> Counter[str]:
+    """Files beside class folders."""
+    return Counter("outside class folders" if _is_image(name) else _kind(name) for name in files)
+
+
+def _kind(name: str) -> str:
+    return "hidden" if name.startswith(".") else Path(name).suffix.lower()

@@ -1,4 +1,4 @@
-"""Batches of decoded images, in order, from as many processes as asked for; unreadable files are reported, not hidden."""
+"""Batches of decoded images, in order, from as many processes as asked for; unreadable files are reported."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Batch:
     """Decoded images.
 
     Args:
-        images: 8-bit (B, V, C, S, S): V views of each image.
+        images: 8-bit (B, V, C, S, S): V views of each image; nothing (0) where no file could be read.
         rows: Position of each image among the paths (B).
         bad: Files of this batch that could not be read, with their positions.
     """
@@ -48,7 +48,7 @@ class Batch:
     bad: list[tuple[int, BadFile]]
 
 
-class ViewDataset(Dataset):  # type: ignore[type-arg]
+class ViewDataset(Dataset):
     """The views of each image. Module-level and picklable, so that worker processes may be spawned."""
 
     def __init__(self, root: Path, paths: Sequence[str], preprocessing: Preprocessing, view: View) -> None:
@@ -69,7 +69,7 @@ def collate(items: list[tuple[int, Tensor | BadFile]]) -> Batch:
     """Stack what could be read, list what could not."""
     good = [(row, views) for row, views in items if not isinstance(views, BadFile)]
     bad = [(row, found) for row, found in items if isinstance(found, BadFile)]
-    images = torch.stack([views for _, views in good]) if good else torch.empty(0)
+    images = torch.stack([views for _, views in good]) if good else torch.empty(0, dtype=torch.uint8)
     return Batch(images, torch.tensor([row for row, _ in good], dtype=torch.long), bad)
 
 

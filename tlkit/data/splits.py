@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tlkit.data.folders import Samples
+from tlkit.data.folders import Samples, refuse_torn_groups
 from tlkit.errors import TlkitError
 
 
@@ -16,7 +16,7 @@ def with_groups(samples: Samples, pattern: str) -> Samples:
     """Samples whose groups are what ``pattern`` finds in their paths (its first group, else the whole match).
 
     Raises:
-        TlkitError: The pattern is not a regular expression, or some path does not match.
+        TlkitError: The pattern is not a regular expression, some path does not match, or a group stands in two splits.
     """
     try:
         expression = re.compile(pattern)
@@ -25,17 +25,21 @@ def with_groups(samples: Samples, pattern: str) -> Samples:
     groups = []
     for path in samples.paths:
         match = expression.search(path)
-        if match is None:
-            raise TlkitError(f"'{pattern}' does not match {path}", where="--group-regex", remedy="make it match each path")
-        groups.append(match.group(1) if expression.groups else match.group())
-    return replace(samples, groups=np.array(groups, dtype=str))
+        group = match[min(1, expression.groups)] if match else None
+        if group is None:
+            what = f"'{pattern}' does not match {path}"
+            raise TlkitError(what, where="--group-regex", remedy="make it match each path")
+        groups.append(group)
+    samples = replace(samples, groups=np.array(groups, dtype=str))
+    refuse_torn_groups(samples, "--group-regex")
+    return samples
 
 
 def split(samples: Samples, *, val: float, test: float, seed: int) -> Samples:
     """Give each sample a split, the same share of each class, chosen by ``seed``.
 
-    Without groups, every class keeps at least two training images, and gives at least one to ``val`` (and to ``test``
-    if asked for) as soon as it has enough. With groups, whole groups move, so shares are approximate.
+    Every class keeps at least two training images. Without groups, it gives at least one to ``val`` (and to ``test`` if
+    asked for) as soon as it has enough; with groups, whole groups move, so shares are approximate.
 
     Args:
         samples: With or without groups.
@@ -53,59 +57,80 @@ def split(samples: Samples, *, val: float, test: float, seed: int) -> Samples:
             remedy="let them add up to less than 1",
         )
     names = np.full(len(samples), "train", dtype="<U5")
+    choose = _choose_groups if len(samples.groups) else _choose
     for name, share in (("test", test), ("val", val)):
-        if share <= 0:
-            continue
-        left = np.flatnonzero(names == "train")
-        of_left = share / (1 - test) if name == "val" else share
-        choose = _choose_groups if len(samples.groups) else _choose
-        chosen = choose(samples, left, of_left, np.random.default_rng([seed, len(name)]), seed)
-        names[chosen] = name
+        if share > 0:
+            left = np.flatnonzero(names == "train")
+            of_left, keep = (share / (1 - test), 2) if name == "val" else (share, 3 if val > 0 else 2)
+            names[choose(samples, left, of_left, keep, np.random.default_rng([seed, len(name)]))] = name
     return replace(samples, splits=names)
 
 
-def _choose(samples: Samples, rows: np.ndarray, share: float, random: np.random.Generator, _: int) -> np.ndarray:
-    chosen = []
-    for label in range(len(samples.classes)):
-        of_class = rows[samples.labels[rows] == label]
-        count = min(max(1, round(len(of_class) * share)), max(0, len(of_class) - 2))
+def _choose(samples: Samples, rows: np.ndarray, share: float, keep: int, random: np.random.Generator) -> np.ndarray:
+    labels, chosen = samples.labels[rows], []
+    ends = np.cumsum(np.bincount(labels, minlength=len(samples.classes)))
+    for of_class in np.split(rows[np.argsort(labels, kind="stable")], ends[:-1]):
+        count = min(max(1, round(len(of_class) * share)), max(0, len(of_class) - keep))
         chosen.append(random.permutation(of_class)[:count])
     return np.concatenate(chosen)
 
 
-def _choose_groups(samples: Samples, rows: np.ndarray, share: float, _: np.random.Generator, seed: int) -> np.ndarray:
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    folds = max(2, round(1 / share))
-    labels, groups = samples.labels[rows], samples.groups[rows]
-    if len(np.unique(groups)) < folds:
+def _choose_groups(
+    samples: Samples, rows: np.ndarray, share: float, keep: int, random: np.random.Generator
+) -> np.ndarray:
+    """Take groups in random order: each that brings the share of each class closer and leaves enough behind."""
+    labels = samples.labels[rows]
+    names, group_of = np.unique(samples.groups[rows], return_inverse=True)
+    members = np.split(np.argsort(group_of, kind="stable"), np.cumsum(np.bincount(group_of))[:-1])
+    total = np.bincount(labels, minlength=len(samples.classes))
+    left, lacking = total.copy(), np.full(len(total), share)
+    chosen = []
+    for group in random.permutation(len(names)).tolist():
+        touched, counts = np.unique(labels[members[group]], return_counts=True)
+        part = counts / total[touched]
+        closer = part @ part < 2 * (part @ lacking[touched])  # |lacking - part|^2 < |lacking|^2
+        if closer and (left[touched] - counts >= keep).all():
+            chosen.append(rows[members[group]])
+            left[touched] -= counts
+            lacking[touched] -= part
+    if not chosen:
         raise TlkitError(
-            f"{len(np.unique(groups))} groups cannot be split so that a share of {share:.2f} is set apart",
+            f"{len(names)} groups cannot be split so that a share of {share:.2f} is set apart",
             where=samples.root,
-            remedy="use a larger share, or a finer --group-regex",
+            remedy="ask for another share, or name smaller groups",
         )
-    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
-    return rows[next(splitter.split(np.zeros(len(rows)), labels, groups))[1]]
+    return np.concatenate(chosen)
 
 
 def folds(labels: np.ndarray, groups: Sequence[str] | np.ndarray, seed: int, count: int = 5) -> list[np.ndarray]:
     """Cross-validation folds: for each, the rows held out.
 
+    Without groups, each class is dealt out to the folds in turn, so a class of two or more rows is never held out whole.
+
     Args:
         labels: Class of each row (N).
         groups: Group of each row (N), or empty.
         seed: Of the shuffle.
-        count: How many folds; fewer where the smallest class has fewer rows (or there are fewer groups), at least 2.
+        count: How many folds; fewer where there are fewer rows or groups.
 
     Returns:
-        Disjoint index arrays that cover all rows together; empty where a fold cannot be made.
+        Disjoint index arrays that cover all rows together; empty where no two folds can be made.
     """
-    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+    if len(groups):
+        return _group_folds(labels, np.asarray(groups), seed, count)
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    dealt = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    count = min(count, len(labels))
+    return [np.sort(dealt[first::count]) for first in range(count)] if count > 1 else []
+
+
+def _group_folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int) -> list[np.ndarray]:
+    from sklearn.model_selection import StratifiedGroupKFold
 
     smallest = int(np.bincount(labels)[np.unique(labels)].min())
-    count = min(count, len(np.unique(groups)) if len(groups) else smallest)
+    count = min(count, smallest, len(np.unique(groups)))
     if count < 2:
         return []
-    splitter = StratifiedGroupKFold if len(groups) else StratifiedKFold
-    made = splitter(n_splits=count, shuffle=True, random_state=seed)
-    return [held_out for _, held_out in made.split(np.zeros(len(labels)), labels, groups if len(groups) else None)]
+    made = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
+    parts = made.split(np.zeros(len(labels)), labels, groups)
+    return [held_out for _, held_out in parts if len(held_out)]

@@ -12,6 +12,8 @@ from torchvision.transforms.v2 import functional as transforms
 
 from tlkit.preprocessing import Preprocessing
 
+LONGEST = 16  # times the shorter side: of longer images only the middle is kept, for resized they would fill the memory
+
 View = Callable[[Tensor, int], Tensor]
 """An image (C, h, w), resized but not yet cropped, and the input side S, to its views (k, C, S, S)."""
 
@@ -28,20 +30,29 @@ def resize(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
     """
     if preprocessing.colour_mode == "L":
         image = image.convert("L")
-    side, mode = preprocessing.resized_side, InterpolationMode(preprocessing.interpolation)
+    size, side, mode = preprocessing.size, preprocessing.resized_side, InterpolationMode(preprocessing.interpolation)
     match preprocessing.crop_mode:
         case "squash":
             image = transforms.resize(image, [side, side], mode)
         case "border":
-            scale = side / max(image.size)
-            width, height = (max(1, round(length * scale)) for length in image.size)
+            ratio = max(image.size) / side
+            width, height = (max(1, round(length / ratio)) for length in image.size)
             image = transforms.resize(image, [height, width], mode)
-            left, top = (side - width) // 2, (side - height) // 2
+            left, top = _margin(width, side, size), _margin(height, side, size)
             fill = [round(255 * mean) for mean in preprocessing.mean]
             image = transforms.pad(image, [left, top, side - width - left, side - height - top], fill=fill)
         case _:
+            keep = LONGEST * min(image.size)
+            if max(image.size) > keep:
+                image = transforms.center_crop(image, [min(image.height, keep), min(image.width, keep)])
             image = transforms.resize(image, [side], mode)
     return transforms.pil_to_tensor(image)
+
+
+def _margin(length: int, side: int, size: int) -> int:
+    """Padding before an image of ``length`` in a square of ``side``, the central ``size`` of which is as timm's."""
+    cut = round((side - size) / 2)
+    return cut + (size - length) // 2 if length < size else cut - round((length - size) / 2)
 
 
 def center(image: Tensor, size: int) -> Tensor:

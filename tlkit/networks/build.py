@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,23 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.models import resolve_model_input_args
 from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from tlkit import __version__, config, run_folder
 from tlkit.errors import TlkitError, did_you_mean
 from tlkit.networks import imagenet
-from tlkit.networks.weights import load_matching, names_from_package, no_weights, package_file, read_weights, require_hub
+from tlkit.networks.weights import (
+    cached_file,
+    first_line,
+    load_matching,
+    names_from_package,
+    no_weights,
+    package_file,
+    read_weights,
+    require_hub,
+)
 from tlkit.preprocessing import Preprocessing
 
 
@@ -56,7 +65,7 @@ def build(model: str, weights: str, preprocess: config.Preprocess | None = None)
     preprocess = preprocess or config.Preprocess()
     if run_folder.is_run(model):
         return _from_run(Path(model), weights, preprocess)
-    name = _known_name(model)
+    name, size = _known_name(model), preprocess.image_size
     if run_folder.is_run(weights):
         found = architecture(Path(weights))
         if found != name.split(".")[0]:
@@ -64,41 +73,40 @@ def build(model: str, weights: str, preprocess: config.Preprocess | None = None)
         return _from_run(Path(weights), "default", preprocess)
     remarks: list[str] = []
     if weights == "default" and (packaged := package_file(name)):
-        network = _create(name, preprocess.image_size)
+        network = _create(name, size)
         remarks += load_matching(network, names_from_package(read_weights(packaged), network), packaged.name)
         source = f"package {packaged.parent.parent.name.replace('_', '-')}"
     elif weights == "default":
-        network, source = _from_hub(name, preprocess.image_size), "hub"
+        network, source = _from_hub(name, size), "hub"
     elif weights == "random":
-        network, source = _create(name, preprocess.image_size), "random"
+        network, source = _create(name, size), "random"
     else:
-        state = read_weights(Path(weights))
-        network, source = _create(name, preprocess.image_size), weights
-        remarks += load_matching(network, state, weights)
-    return Loaded(
-        network.eval(),
-        name,
-        _preprocessing(network, preprocess),
-        None if weights == "random" else imagenet.class_names(network),
-        source,
-        remarks,
-    )
+        network, remarks = _from_file(name, size, Path(weights))
+        source = weights
+    classes = imagenet.class_names(network) if weights == "default" else None
+    kept = Preprocessing.from_timm(resolve_model_data_config(network))
+    return Loaded(_ready(network, size), name, _override(kept, preprocess), classes, source, remarks)
 
 
 def save_network(folder: Path, loaded: Loaded) -> None:
     """Write ``model.safetensors`` and ``config.json``: loadable by timm as ``local-dir:FOLDER``, and by `build`."""
     import safetensors.torch
 
-    network, preprocessing = loaded.network, loaded.preprocessing
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    network, preprocessing, classes = loaded.network, loaded.preprocessing, list(loaded.classes or ())
+    tensors: dict[str, torch.Tensor] = {}
+    seen = set()
+    for name, tensor in network.state_dict().items():
+        kept = tensor.detach().cpu().contiguous()
+        if kept.data_ptr() in seen:  # CoaT's blocks share encodings, which the file format does not allow
+            kept = kept.clone()
+        seen.add(kept.data_ptr())
+        tensors[name] = kept
     with run_folder.atomically(folder / run_folder.WEIGHTS) as part:
         safetensors.torch.save_file(tensors, part, metadata={"format": "pt"})
-    ours = {"version": __version__, "preprocessing": preprocessing.to_dict(), "classes": list(loaded.classes or ())}
-    extra = {"label_names": list(loaded.classes or ()), "tlkit": ours}
+    ours = {"version": __version__, "preprocessing": preprocessing.to_dict(), "classes": classes}
     with run_folder.atomically(folder / run_folder.CONFIG) as part:
+        extra = {"label_names": classes, "tlkit": ours}
         save_config_for_hf(network, str(part), model_config=extra, data_config=preprocessing.to_timm())
-        # written as UTF-8 whatever the system's encoding is
-        part.write_text(json.dumps(json.loads(part.read_text()), indent=2, ensure_ascii=False), encoding="utf-8")
 
 
 def weight_bytes(network: nn.Module) -> int:
@@ -107,67 +115,127 @@ def weight_bytes(network: nn.Module) -> int:
 
 
 def architecture(run: Path) -> str:
-    """The timm name of the network in a run."""
-    return str(run_folder.read_json(run / run_folder.CONFIG)["architecture"])
+    """The timm name of the network in a run.
+
+    Raises:
+        TlkitError: The run's configuration is broken.
+    """
+    return str(_config(run)["architecture"])
+
+
+def _config(run: Path) -> dict[str, Any]:
+    path = run / run_folder.CONFIG
+    stored = run_folder.read_json(path)
+    if not isinstance(stored.get("architecture"), str) or not isinstance(stored.get("pretrained_cfg"), dict):
+        raise TlkitError("does not describe a timm network", where=path, remedy="check that it belongs to a whole run")
+    return stored
 
 
 def _from_run(run: Path, weights: str, preprocess: config.Preprocess) -> Loaded:
     if weights not in ("default", "random", str(run)):
-        raise TlkitError("a run brings its own weights", where="--weights", remedy="leave it out, or give --model a name")
-    stored = run_folder.read_json(run / run_folder.CONFIG)
-    ours = stored.get("tlkit", {})
-    size: dict[str, Any] = {}
-    if preprocess.image_size and stored["pretrained_cfg"].get("fixed_input_size"):
-        size = {"img_size": preprocess.image_size}
+        raise TlkitError(
+            "a run brings its own weights", where="--weights", remedy="leave it out, or give --model a name"
+        )
+    stored = _config(run)
+    ours = stored.get("tlkit") or {}
+    own = weights != "random"
     try:
-        network = timm.create_model(f"local-dir:{run}", pretrained=weights == "default", **size)
+        network = _create(f"local-dir:{run}", preprocess.image_size, pretrained=own)
+    except TlkitError:
+        raise
     except Exception as error:  # timm, torch and safetensors each raise errors of their own for a broken folder
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TlkitError(f"the run's network cannot be loaded ({reason})", where=run, remedy="check that it is whole") from error
-    kept = Preprocessing.from_dict(ours["preprocessing"]) if ours else _preprocessing(network, config.Preprocess())
-    names = tuple(ours.get("classes") or stored.get("label_names") or ())
-    return Loaded(
-        network.eval(), stored["architecture"], _override(kept, preprocess), names or None, f"run {run}" if weights == "default" else "random"
-    )
+        what = f"the run's network cannot be loaded ({first_line(error)})"
+        raise TlkitError(what, where=run, remedy="check that it is whole") from error
+    if "preprocessing" in ours:
+        kept = Preprocessing.from_dict(ours["preprocessing"])
+    else:  # a folder that timm wrote
+        kept = Preprocessing.from_timm(resolve_model_data_config(network))
+    classes = tuple(stored.get("label_names") or ()) or None
+    network = _ready(network, preprocess.image_size)
+    source = f"run {run}" if own else "random"
+    return Loaded(network, stored["architecture"], _override(kept, preprocess), classes, source)
 
 
 def _from_hub(name: str, image_size: int | None) -> nn.Module:
-    require_hub(name)
+    file = cached_file(name)
+    if file is None:
+        require_hub(name)
     try:
-        return _create(name, image_size, pretrained=True)
+        return _create(name, image_size, pretrained=True, file=file)
     except TlkitError:
         raise
     except Exception as error:  # the hub's client has a whole family of errors, and changes it
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise no_weights(name, reason) from error
+        raise no_weights(name, error) from error
 
 
-def _create(name: str, image_size: int | None, pretrained: bool = False) -> nn.Module:
-    given: dict[str, Any] = {}
-    if image_size is not None:
-        cfg = timm.models.get_pretrained_cfg(name)
-        if cfg is not None and cfg.fixed_input_size:
-            given["img_size"] = image_size
+def _from_file(name: str, image_size: int | None, file: Path) -> tuple[nn.Module, list[str]]:
+    state = read_weights(file)
+    network = _create(name, image_size)
     try:
-        network = timm.create_model(name, pretrained=pretrained, **given)
+        return network, load_matching(network, state, str(file))
+    except TlkitError:
+        network = _create(name, None)
+        if image_size is None or not hasattr(network, "set_input_size"):
+            raise
+        remarks = load_matching(network, state, str(file))  # the weights are for the network's own image size
+        network.set_input_size(img_size=image_size)  # type: ignore[operator]
+        return network, remarks
+
+
+def _create(name: str, image_size: int | None, *, pretrained: bool = False, file: Path | None = None) -> nn.Module:
+    """A network by timm's name; one of a fixed input size is made for ``image_size``.
+
+    Args:
+        name: Also ``local-dir:FOLDER`` or ``hf-hub:REPOSITORY``.
+        image_size: In pixels; by default the network's own.
+        pretrained: With its weights.
+        file: Where these have been downloaded to.
+    """
+    overlay = {"file": str(file)} if file and not name.startswith("hf-hub:") else None
+    try:
+        given = resolve_model_input_args(name, {"img_size": image_size}, pretrained_cfg_overlay=overlay)
+        network = timm.create_model(**given, pretrained=pretrained)
     except (AssertionError, ValueError) as error:
-        raise TlkitError(f"cannot be built ({error})", where=name, remedy="try another --image-size") from error
+        raise TlkitError(
+            f"cannot be built ({first_line(error)})", where=name, remedy="try another --image-size"
+        ) from error
     if not isinstance(network, nn.Module) or not hasattr(network, "get_classifier"):
         raise TlkitError("has no classifier", where=name, remedy="choose a classification network")
     return network
 
 
+def _ready(network: nn.Module, image_size: int | None) -> nn.Module:
+    """In evaluation mode, and tried on an image where a person chose the size.
+
+    Raises:
+        TlkitError: The network does not take images of this size.
+    """
+    network.eval()
+    if image_size is not None:
+        channels = resolve_model_data_config(network)["input_size"][0]
+        try:
+            with torch.no_grad():
+                network(torch.zeros(1, channels, image_size, image_size))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            what = f"the network does not take images of {image_size} px ({first_line(error)})"
+            raise TlkitError(what, where="--image-size", remedy="try another size") from error
+    return network
+
+
 def _known_name(model: str) -> str:
+    name, _, tag = model.partition(".")
+    if model.startswith("hf-hub:"):
+        return model
+    if timm.is_model(name):
+        tags = timm.list_pretrained(f"{name}.*")
+        if tag and model not in tags:
+            remedy = did_you_mean(model, tags) or f"known are {', '.join(tags) or 'none'}"
+            raise TlkitError("there are no weights of that tag", where=model, remedy=remedy)
+        return model
     if Path(model).is_dir():
         raise TlkitError("this folder is not a finished run", where=model, remedy="give a timm name, or a run's folder")
-    if timm.is_model(model) or model.startswith(("hf-hub:", "local-dir:")):
-        return model
-    remedy = did_you_mean(model.split(".")[0], timm.list_models()) or "it is neither a timm name nor a run's folder"
+    remedy = did_you_mean(name, timm.list_models()) or "it is neither a timm name nor a run's folder"
     raise TlkitError("unknown model", where=model, remedy=remedy)
-
-
-def _preprocessing(network: nn.Module, preprocess: config.Preprocess) -> Preprocessing:
-    return _override(Preprocessing.from_timm(resolve_model_data_config(network)), preprocess)
 
 
 def _override(kept: Preprocessing, preprocess: config.Preprocess) -> Preprocessing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,11 @@ def pooled_features(network: nn.Module, images: Tensor) -> Tensor:
 
 def classify(network: nn.Module, features: Tensor) -> Tensor:
     """Logits (B, K) in float32 of features (B, D): what the network's own classifier makes of them."""
-    layers = linear_classifiers(network)
     logits = []
-    for layer in layers:
-        assert layer.bias is not None  # linear_classifiers returns no other
-        logits.append(F.linear(features.float(), layer.weight.flatten(1).float(), layer.bias.float()))
+    with torch.autocast(features.device.type, enabled=False):
+        for layer in linear_classifiers(network):
+            assert layer.bias is not None  # linear_classifiers returns no other
+            logits.append(F.linear(features.float(), layer.weight.flatten(1).float(), layer.bias.float()))
     return torch.stack(logits).mean(0) if len(logits) > 1 else logits[0]
 
 
@@ -44,7 +45,8 @@ def linear_classifiers(network: nn.Module) -> list[nn.Linear | nn.Conv2d]:
     found = network.get_classifier()  # type: ignore[operator]
     layers = list(found) if isinstance(found, tuple | list | nn.ModuleList) else [found]
     for layer in layers:
-        if type(layer) not in (nn.Linear, nn.Conv2d) or layer.bias is None or layer.weight[0, 0].numel() != 1:
+        linear = isinstance(layer, nn.Linear | nn.Conv2d)  # timm has subclasses of its own
+        if not linear or layer.bias is None or layer.weight[0, 0].numel() != 1:
             raise TlkitError(
                 f"its classifier is not linear in pooled features ({type(layer).__name__})",
                 where=_name(network),
@@ -57,6 +59,7 @@ def set_classifier(network: nn.Module, weight: Tensor, bias: Tensor) -> None:
     """Give the network a classifier of its own kind with these weights: (K, D) and (K)."""
     if network.num_classes != len(bias):
         network.reset_classifier(len(bias))  # type: ignore[operator]
+    network.__dict__.pop("_tlkit_splits_at_head", None)
     with torch.no_grad():
         for layer in linear_classifiers(network):
             layer.weight.copy_(weight.view_as(layer.weight))
@@ -69,8 +72,7 @@ def features_of(network: nn.Module, images: Tensor) -> Tensor:
     Raises:
         TlkitError: The network is more than a linear classifier of them.
     """
-    linear_classifiers(network)
-    if not splits_at_head(network, images):
+    if not takes_a_head(network, images):
         raise TlkitError(
             "cannot be cut in front of its classifier", where=_name(network), remedy="choose another network"
         )
@@ -89,12 +91,34 @@ def logits_of(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def splits_at_head(network: nn.Module, images: Tensor) -> bool:
-    """Whether `classify` of `pooled_features` is the whole network, tried once on the first of ``images`` in float32."""
+    """Whether `classify` of `pooled_features` is the whole network: tried once, on two of ``images``, in float32."""
     known = getattr(network, "_tlkit_splits_at_head", None)
     if known is None:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             known = _splits_at_head(network, images[:2])
         network._tlkit_splits_at_head = known  # type: ignore[assignment]
+    return bool(known)
+
+
+def takes_a_head(network: nn.Module, images: Tensor) -> bool:
+    """Whether `set_classifier` makes the network a linear classifier of `pooled_features`: tried with a random one.
+
+    The network's own classifier does not tell. A fresh one may be all zeros, which hides whatever else adds to the
+    logits; and the two of a distilled network (DeiT), each of a token of its own, are a function of the tokens' mean,
+    which is its pooled features, only once both have the same weights.
+    """
+    known = getattr(network, "_tlkit_takes_a_head", None)
+    if known is None:
+        layers = linear_classifiers(network)
+        kept = [copy.deepcopy(layer.state_dict()) for layer in layers]
+        random = torch.Generator().manual_seed(0)
+        weight = torch.randn(layers[0].weight.flatten(1).shape, generator=random) / layers[0].weight.shape[1] ** 0.5
+        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+            set_classifier(network, weight, torch.randn(len(weight), generator=random))
+            known = _splits_at_head(network, images[:2])
+            for layer, own in zip(layers, kept, strict=True):
+                layer.load_state_dict(own)
+        network._tlkit_takes_a_head = known  # type: ignore[assignment]
     return bool(known)
 
 
@@ -132,7 +156,7 @@ def over_images(
         batch_size: Images in one pass; by default what suits the device.
         workers: Decoding processes; by default what suits the machine.
         label: What the progress calls it.
-        progress: Told after each batch.
+        progress: Told before the first and after each batch.
 
     Yields:
         Rows (B) of the dataset, results (B, V, ...) in float32 on the CPU for V views, and what could not be read.
@@ -142,6 +166,7 @@ def over_images(
     size = batch_size or BATCH_SIZES[device.type]
     batches = load(dataset, batch_size=size, workers=workers, pin_memory=device.type == "cuda")
     done = 0
+    progress(label, done, len(dataset))
     for batch in batches:
         results = torch.empty(0)
         if len(batch.rows):

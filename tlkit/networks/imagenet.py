@@ -26,37 +26,52 @@ def describe(classes: Sequence[str]) -> tuple[str, ...]:
 
     Two classes of one name (``crane``) get their ids added.
     """
-    known = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True) if _are_ids(classes) else {}
-    short = [known[name].split(",")[0].strip() if name in known else name for name in classes]
-    count = Counter(short)
-    return tuple(f"{word} ({name})" if count[word] > 1 else word for word, name in zip(short, classes, strict=True))
+    short = [names[0] for names in _names(classes)]
+    count = Counter(map(_plain, short))
+    return tuple(
+        f"{word} ({name})" if count[_plain(word)] > 1 else word for word, name in zip(short, classes, strict=True)
+    )
 
 
 def align(folders: Sequence[str], classes: Sequence[str]) -> np.ndarray:
     """For each class folder, the index of the network's class of that name; -1 where it has none.
 
     Names must be the same; for ImageNet classes WordNet ids, or any of their English names in any case, with spaces,
-    hyphens or underscores, also do.
+    hyphens or underscores, also do. The name that `describe` gives goes before the others.
 
     Raises:
         TlkitError: A name means several ImageNet classes.
     """
-    index: dict[str, int] = {name: number for number, name in enumerate(classes)}
-    words: dict[str, set[int]] = {}
-    if _are_ids(classes) and not all(name in index for name in folders):
-        descriptions = ImageNetInfo("imagenet-22k").label_descriptions(as_dict=True)
-        for number, name in enumerate(classes):
-            description = descriptions.get(name, "")
-            for word in (description, *description.split(",")):
-                words.setdefault(_plain(word), set()).add(number)
-    found = []
+    index = {name: number for number, name in enumerate(classes)}
+    first: dict[str, set[int]] = {}
+    others: dict[str, set[int]] = {}
+    if not all(name in index for name in folders) and _are_ids(classes):
+        for number, (names, readable) in enumerate(zip(_names(classes), describe(classes), strict=True)):
+            first.setdefault(_plain(readable), set()).add(number)
+            for word in (*names, ", ".join(names)):
+                others.setdefault(_plain(word), set()).add(number)
+    words = others | first
+    found: list[int] = []
     for name in folders:
-        several = words.get(_plain(name), set())
-        if name not in index and len(several) > 1:
-            ids = ", ".join(classes[number] for number in sorted(several))
-            raise TlkitError(f"'{name}' is the name of several classes ({ids})", where=name, remedy="use the WordNet id")
-        found.append(index.get(name, next(iter(several), -1)))
+        several = {index[name]} if name in index else words.get(_plain(name), {-1})
+        if len(several) > 1:
+            what = f"the name of several classes ({', '.join(classes[number] for number in sorted(several))})"
+            raise TlkitError(what, where=name, remedy="name the folder by its WordNet id")
+        found += several
     return np.array(found, dtype=np.int64)
+
+
+def _names(classes: Sequence[str]) -> list[list[str]]:
+    """The names of each class: those of a WordNet id, the common one first, or what it is called."""
+    if not _are_ids(classes):
+        return [[name] for name in classes]
+    info, names = ImageNetInfo(), []
+    for name in classes:
+        try:
+            names.append(info.label_name_to_description(name).split(", "))
+        except KeyError:
+            names.append([name])
+    return names
 
 
 def _are_ids(classes: Sequence[str]) -> bool:

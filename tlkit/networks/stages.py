@@ -5,9 +5,10 @@ Freezing, gradual unfreezing, layer-wise rates, feature extraction points and pa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MethodType
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -16,13 +17,15 @@ from tlkit.errors import TlkitError, did_you_mean
 
 @dataclass(frozen=True)
 class Stage:
-    """Consecutive modules of a network.
+    """Consecutive parts of a network.
 
     Args:
         name: ``stem``, ``stage1``, ``stage2`` ..., ``neck`` (what lies between the last stage and the classifier, where
             there is something), ``head`` (the classifier).
         parameters: Names of its parameters, in the network's order.
-        modules: Names of its modules that hold parameters or buffers of their own, or have no children at all.
+        modules: Names of the modules whose mode (training or evaluation) is the stage's. A module that reaches over
+            several stages goes with the last of them, the network itself (``""``) with the head. So do pooling and
+            dropout directly before the classifier: they act whenever the classifier is trained.
         output: Name of the module whose output is the stage's feature map; empty for stem, neck and head.
     """
 
@@ -36,127 +39,153 @@ def stages(network: nn.Module) -> tuple[Stage, ...]:
     """Cut a timm network into stages at the feature maps that timm knows (``feature_info``).
 
     A module belongs to the first stage whose feature map is made at or after it, in the order in which the network
-    defines its modules; the stem is what comes before the first block, up to the
-    stem's own feature map where timm has one.
+    defines its modules; the stem is what comes before the first block, up to the stem's own feature map where timm has
+    one.
 
     Args:
-        network: Any timm network with a classifier.
+        network: Any timm network for classification.
 
     Returns:
-        Every parameter in exactly one stage; stages without parameters are left out.
+        Every parameter and every module in exactly one stage, and no stage without parameters: a network without
+        classes has no head.
     """
-    order = [name for name, _ in network.named_modules()]
-    place = {name: index for index, name in enumerate(order)}
-    heads = _classifier_names(network)
-    boundaries = _boundaries(network, order, place)
-    stem_end = place[boundaries[0]] if boundaries else 0
-    if len(boundaries) > 1 and _ends_the_stem(network, boundaries[0]):
-        stem_end = _last_place(boundaries.pop(0), order, place) + 1
+    modules = dict(network.named_modules())
+    place = {name: index for index, name in enumerate(modules)}
+    end = _last_places(place)
+    outputs = sorted(_feature_maps(network, modules), key=place.__getitem__)
+    stem_end = place[outputs[0]] if outputs else 0
+    if len(outputs) > 1 and _ends_the_stem(outputs[0], modules):
+        stem_end = end[outputs.pop(0)] + 1
+    ends = [end[output] for output in outputs]
+    heads = classifier_modules(network)
+    tensors = [place[name] for name, module in modules.items() if _has_tensors(module) and not _inside(name, heads)]
+    body_end = max(tensors, default=0)
+    in_step = _lists_in_step(network, outputs)
+    neck, head = len(outputs) + 1, len(outputs) + 2
 
-    ends = [_last_place(boundary, order, place) for boundary in boundaries]
-
-    def stage_of(module: str) -> int:
+    def number_of(module: str) -> int:
         """0 for the stem, k for the k-th stage, then the neck, then the head."""
-        if any(_inside(module, head) for head in heads):
-            return len(boundaries) + 2
-        if place[module] < stem_end:
+        if _inside(module, heads) or place[module] > body_end:
+            return head
+        number = in_step.get(".".join(module.split(".")[:2]), 0)
+        if place[module] < stem_end and number <= 1:
             return 0
-        return next((number for number, end in enumerate(ends, start=1) if place[module] <= end), len(boundaries) + 1)
+        return number or bisect_left(ends, place[module]) + 1
 
-    members: list[list[str]] = [[] for _ in range(len(boundaries) + 3)]
-    parameters: list[list[str]] = [[] for _ in members]
-    for name, module in network.named_modules(remove_duplicate=False):
-        if name not in place:
-            continue  # a second name of a module that is used twice
-        own = [f"{name}.{key}" if name else key for key, _ in module.named_parameters(recurse=False)]
-        if own or not any(True for _ in module.children()) or any(True for _ in module.buffers(recurse=False)):
-            number = stage_of(name)
-            members[number].append(name)
-            parameters[number] += own
-    names = ["stem", *(f"stage{number}" for number in range(1, len(boundaries) + 1)), "neck", "head"]
-    outputs = ["", *boundaries, "", ""]
-    kept = _each_parameter_once(network, parameters)
-    made = [Stage(*row) for row in zip(names, kept, map(tuple, members), outputs, strict=True) if row[1]]
-    return _numbered(made)
-
-
-def _numbered(made: Sequence[Stage]) -> tuple[Stage, ...]:
-    """Stages without parameters (a pooling layer) have gone: number the others 1, 2, 3 ... again."""
-    number, out = 0, []
-    for stage in made:
-        name = stage.name
-        if name.startswith("stage"):
-            number += 1
-            name = f"stage{number}"
-        out.append(Stage(name, stage.parameters, stage.modules, stage.output))
-    return tuple(out)
+    parameters: list[list[str]] = [[] for _ in range(head + 1)]
+    for name, _ in network.named_parameters():  # a tensor with two names comes under the first
+        parameters[number_of(name.rpartition(".")[0])].append(name)
+    kept = [number for number, names in enumerate(parameters) if names]
+    members: dict[int, list[str]] = {number: [] for number in kept}
+    for name, number in _modes(modules, number_of).items():
+        members[next((other for other in kept if other >= number), kept[-1])].append(name)
+    titles = {0: "stem", neck: "neck", head: "head"}
+    return tuple(
+        Stage(
+            titles.get(number, f"stage{sum(0 < other <= number for other in kept)}"),
+            tuple(parameters[number]),
+            tuple(members[number]),
+            _called(outputs[number - 1], modules) if 0 < number < neck else "",
+        )
+        for number in kept
+    )
 
 
-def _each_parameter_once(network: nn.Module, parameters: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
-    """A tensor shared under two names is trained where the network names it first."""
-    first = {name for name, _ in network.named_parameters()}
-    kept = [tuple(name for name in names if name in first) for names in parameters]
-    missing = first - {name for names in kept for name in names}
-    if missing:
-        raise AssertionError(f"parameters in no stage: {sorted(missing)}")
-    return kept
-
-
-def _classifier_names(network: nn.Module) -> list[str]:
+def classifier_modules(network: nn.Module) -> tuple[str, ...]:
+    """Names of the modules that are made anew for another number of classes."""
     classifier = network.get_classifier()  # type: ignore[operator]
-    parts = classifier if isinstance(classifier, tuple | list | nn.ModuleList) else [classifier]
-    wanted = {id(part) for part in parts}
-    names = [name for name, module in network.named_modules() if id(module) in wanted]
+    parts = classifier if isinstance(classifier, tuple | list) else [classifier]
+    names = [name for name, module in network.named_modules() if any(module is part for part in parts)]
     # auxiliary classifiers (VOLO's) are known to the configuration alone
     listed = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return names + [name for name in ([listed] if isinstance(listed, str) else listed) if name not in names]
+    return (*names, *(name for name in ([listed] if isinstance(listed, str) else listed) if not _inside(name, names)))
 
 
-def _boundaries(network: nn.Module, order: Sequence[str], place: dict[str, int]) -> list[str]:
-    """Modules whose outputs are the feature maps, in the order of definition."""
-    info = getattr(network, "feature_info", None) or []
-    listed = [entry["module"] for entry in info if isinstance(entry, dict) and entry.get("module") in place]
-    found = {_whole_block(network, name) for name in listed} or _children_of_largest_container(network)
-    ordered = sorted(found, key=lambda name: _last_place(name, order, place))
-    return [name for name in ordered if not any(_inside(name, other) for other in found - {name})]
-
-
-def _whole_block(network: nn.Module, name: str) -> str:
-    """A feature map taken in the middle of a block is moved to its end: shortcuts run beside the whole block."""
-    parts = name.split(".")
-    if len(parts) > 2 and isinstance(network.get_submodule(parts[0]), nn.Sequential | nn.ModuleList):
-        return ".".join(parts[:2])
-    return name
-
-
-def _children_of_largest_container(network: nn.Module) -> set[str]:
-    """For the few networks whose ``feature_info`` names no module: the blocks of the container with most parameters."""
+def _feature_maps(network: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
+    """Modules whose outputs are the feature maps."""
+    info = getattr(network, "feature_info", None) or ()
+    listed = {entry["module"] for entry in info} & modules.keys() - {""}
+    if listed:
+        return {_whole_block(name, listed) for name in listed}
+    # the few networks whose feature_info names modules that they do not have: the entries of their largest container
     containers = {
-        name: sum(parameter.numel() for parameter in child.parameters())
-        for name, child in network.named_children()
-        if isinstance(child, nn.Sequential | nn.ModuleList)
+        name: sum(parameter.numel() for parameter in module.parameters())
+        for name, module in modules.items()
+        if name and isinstance(module, nn.Sequential | nn.ModuleList)
     }
-    if not containers:
-        return set()
-    largest = max(containers, key=lambda name: containers[name])
-    return {f"{largest}.{name}" for name, _ in network.get_submodule(largest).named_children()}
+    largest = max(containers, key=containers.__getitem__, default="")
+    return {f"{largest}.{name}" for name, _ in modules[largest].named_children()} if largest else set()
 
 
-def _ends_the_stem(network: nn.Module, boundary: str) -> bool:
-    """Whether timm's first feature map is the stem's: made by a module called so, or by a single layer or activation."""
-    layers = sum(1 for _ in network.get_submodule(boundary).parameters())
-    return boundary.split(".")[0] == "stem" or layers <= 3
+def _whole_block(name: str, listed: Iterable[str]) -> str:
+    """A feature map taken in the middle of a block is moved to its end: shortcuts run beside the whole block.
+
+    The block is the largest module around that holds no other feature map.
+    """
+    parts = name.split(".")
+    around = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return next(
+        (outer for outer in around if not any(_inside(other, [outer]) for other in listed if other != name)), name
+    )
 
 
-def _last_place(module: str, order: Sequence[str], place: dict[str, int]) -> int:
-    last = place[module]
-    while last + 1 < len(order) and _inside(order[last + 1], module):
-        last += 1
+def _lists_in_step(network: nn.Module, outputs: Sequence[str]) -> dict[str, int]:
+    """Entries of lists that run in step with the list of the stages (in Twins embeddings and position encodings).
+
+    The order of definition says nothing of these.
+
+    Returns:
+        Number of its stage for each entry.
+    """
+    lists = [
+        name
+        for name, child in network.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) == len(outputs)
+    ]
+    in_step = {name.rpartition(".")[0] for name in outputs} <= set(lists)
+    return {f"{name}.{index}": index + 1 for name in lists for index in range(len(outputs)) if in_step}
+
+
+def _ends_the_stem(output: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether timm's first feature map is the stem's.
+
+    It is where it is made by a module called so, by a single layer or activation, or by what comes first of all.
+    """
+    first = next(name for name, module in modules.items() if name and _has_tensors(module))
+    return output.startswith("stem") or sum(1 for _ in modules[output].parameters()) <= 3 or _inside(first, [output])
+
+
+def _called(output: str, modules: Mapping[str, nn.Module]) -> str:
+    """A list is never called itself: its last entry is."""
+    while isinstance(module := modules[output], nn.ModuleList):
+        output = f"{output}.{len(module) - 1}"
+    return output
+
+
+def _modes(modules: dict[str, nn.Module], number_of: Callable[[str], int]) -> dict[str, int]:
+    """For each module the number of the last stage that it reaches into."""
+    numbers: dict[str, int] = {}
+    for name in reversed(modules):
+        inner = (f"{name}.{child}" if name else child for child, _ in modules[name].named_children())
+        numbers[name] = max((numbers[child] for child in inner if child in numbers), default=number_of(name))
+    return dict(reversed(numbers.items()))
+
+
+def _last_places(place: dict[str, int]) -> dict[str, int]:
+    """For each module the place of the last one inside it."""
+    last: dict[str, int] = {}
+    for name, index in place.items():
+        parts = name.split(".")
+        last |= {".".join(parts[: depth + 1]): index for depth in range(len(parts))}
     return last
 
 
-def _inside(module: str, outer: str) -> bool:
-    return module == outer or module.startswith(outer + ".")
+def _has_tensors(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
+
+
+def _inside(module: str, outers: Iterable[str]) -> bool:
+    return any(module == outer or module.startswith(f"{outer}.") for outer in outers)
 
 
 def find_stages(network: nn.Module, names: Collection[str]) -> tuple[Stage, ...]:
@@ -177,7 +206,7 @@ def freeze(network: nn.Module, names: Collection[str]) -> None:
     """Freeze the named stages and no others.
 
     A frozen stage has no gradients, and stays in evaluation mode through every later ``.train()``, of the network or of
-    whatever holds it: batch norm keeps its running statistics, dropout and stochastic depth are off.
+    whatever holds it, and in its copies: batch norm keeps its running statistics, dropout and stochastic depth are off.
 
     Args:
         network: Any timm network.
@@ -186,28 +215,29 @@ def freeze(network: nn.Module, names: Collection[str]) -> None:
     Raises:
         TlkitError: The network has no stage of that name.
     """
-    frozen = {stage.name for stage in find_stages(network, names)}
+    frozen = find_stages(network, names)
     for stage in stages(network):
+        held = stage in frozen
         for parameter in stage.parameters:
-            network.get_parameter(parameter).requires_grad_(stage.name not in frozen)
+            network.get_parameter(parameter).requires_grad_(not held)
         for name in stage.modules:
-            if name:  # the root holds parameters of its own in some networks, but its mode is not one stage's
-                _hold_in_eval(network.get_submodule(name), stage.name in frozen)
+            _hold_in_eval(network.get_submodule(name), held)
 
 
 def _hold_in_eval(module: nn.Module, held: bool) -> None:
+    module.__dict__.pop("train", None)
     if held:
-        module.eval()
-        module.train = MethodType(_stay_in_eval, module)  # type: ignore[method-assign]
-    elif "train" in module.__dict__:
-        del module.train
+        module.training = False
+        module.train = partial(_train_what_is_inside, module)  # type: ignore[method-assign]
 
 
-def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    """What ``.train()`` does to a frozen module; a module-level function, so that networks can still be pickled."""
-    module.training = False
+def _train_what_is_inside(module: nn.Module, mode: bool = True) -> nn.Module:
+    """What ``.train()`` does to a frozen module, which may hold others that are not (a network whose head is frozen).
+
+    With `partial` rather than as a bound method it survives pickling.
+    """
     for child in module.children():
-        child.train(False)
+        child.train(mode)
     return module
 
 

