@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from tlkit.data.decode import decode
-from tlkit.data.transforms import center, resize
+from tlkit.data.transforms import center, least_side, resize
 from tlkit.preprocessing import Preprocessing
 
 
@@ -34,7 +34,7 @@ def measure(folder, images, noise, how):
     for number in range(images):
         make_photo(path, number, noise)
         inputs = {}
-        for name, side in (("full", 0), ("reduced", how.resized_side)):  # taking turns: noise of the machine hits both
+        for name, side in (("full", 0), ("reduced", least_side(how))):  # taking turns: noise of the machine hits both
             started = time.perf_counter()
             inputs[name] = center(resize(decode(path, min_side=side), how), how.size).float()
             seconds[name].append(time.perf_counter() - started)

@@ -2,9 +2,9 @@
 
     python benchmarks/train_views.py FOLDER [FOLDER ...] [--shots 3 10] [--seeds 8]
 
-Each FOLDER is one of class folders. From each, so many images a class are drawn to train on, the rest are tested on, once
-for each seed; printed are means over seeds, and the mean paired difference with its standard error. Time doubles, since
-the frozen network sees each training image twice.
+Each FOLDER is one of class folders. From each, so many images a class are drawn to train on, the rest are tested on,
+once for each seed; printed are means over seeds, and the mean paired difference with its standard error. Time doubles,
+since the frozen network sees each training image twice.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main():
     arguments = parser.parse_args()
     loaded = build("tf_efficientnet_lite0", "default")
     accelerator = compute.accelerator(config.Compute())
-    print("| folder | images a class | top-1: centre | with mirror images | difference | loss: centre | with mirror images |")
+    print("| folder | images a class | top-1: centre | with mirrored | difference | loss: centre | with mirrored |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for folder in arguments.folders:
         samples = read_samples(folder)
@@ -55,8 +55,8 @@ def main():
             (top1, loss), (top1_two, loss_two) = rows.mean(0)
             gain = rows[:, 1, 0] - rows[:, 0, 0]
             error = gain.std(ddof=1) / np.sqrt(len(gain))
-            name = f"{folder.name} | {shots}"
-            print(f"| {name} | {top1:.4f} | {top1_two:.4f} | {gain.mean():+.4f} ± {error:.4f} | {loss:.4f} | {loss_two:.4f} |")
+            cells = [folder.name, str(shots), f"{top1:.3f}", f"{top1_two:.3f}", f"{gain.mean():+.4f} ± {error:.4f}"]
+            print("|", " | ".join([*cells, f"{loss:.3f}", f"{loss_two:.3f}"]), "|")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class TlkitError(Exception):
         return " ".join(line.split())  # a path or a library's message may hold line breaks: one line stays one line
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
-        return _rebuild, (self.what, self.where, self.remedy, self.details)
+        return _rebuild, (type(self), self.what, self.where, self.remedy, self.details)
 
 
 class UsageError(TlkitError):
@@ -37,8 +37,8 @@ class UsageError(TlkitError):
     exit_code = 2
 
 
-def _rebuild(what: str, where: str, remedy: str, details: list[str]) -> TlkitError:
-    return TlkitError(what, where=where, remedy=remedy, details=details)
+def _rebuild(kind: type[TlkitError], what: str, where: str, remedy: str, details: list[str]) -> TlkitError:
+    return kind(what, where=where, remedy=remedy, details=details)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

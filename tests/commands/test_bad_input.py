@@ -184,7 +184,7 @@ CASES: dict[str, Callable[[Ground], Made]] = {
         [g.data(), "--model", "test_resnet", "--weights", file_of_weights(g, "test_vit")],
         *("do not fit", "weights.safetensors", "--model"),
     ),
-    "no such weights": lambda g: (
+    "missing weights": lambda g: (
         [g.data(), "--weights", g.folder / "none.pth"],
         *("no such file or run", "none.pth", "give --weights"),
     ),
@@ -218,12 +218,9 @@ def test_a_mistake_is_told_in_one_line(
 ) -> None:
     arguments, what, where, remedy = CASES[case](ground)
     words = [str(word) for word in arguments]
-    if "--model" not in words and not (case.endswith("weights") and "--weights" in words):
-        words += small[:2]
-    if "--weights" not in words and case not in ("no network and no weights", "no public weights"):
-        words += small[2:4]
-    if "--image-size" not in words:
-        words += small[4:]
+    for option, value in zip(small[::2], small[1::2], strict=True):
+        if option not in words and not (option == "--weights" and case.startswith("no") and case.endswith("weights")):
+            words += [option, value]
     if "--out" not in words:
         words += ["--out", str(ground.folder / "run")]
     before = contents(ground.folder)

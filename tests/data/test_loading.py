@@ -18,7 +18,7 @@ from PIL import Image
 from tlkit.data import loading
 from tlkit.data.decode import decode
 from tlkit.data.loading import BadFile, Batch, ViewDataset, default_workers, load, refuse_bad_files
-from tlkit.data.transforms import center, center_and_mirror, resize
+from tlkit.data.transforms import center, center_and_mirror, least_side, resize
 from tlkit.errors import TlkitError
 from tlkit.preprocessing import Preprocessing
 
@@ -56,7 +56,7 @@ def test_batches_are_what_decoding_by_hand_gives(workers: int | None, batch_size
     assert rows == [row for row in range(len(NAMES)) if row not in BAD]
     images = [view for batch in found for view in batch.images]
     for row, views in zip(rows, images, strict=True):
-        image = decode(folder / NAMES[row], min_side=PREPROCESSING.resized_side)
+        image = decode(folder / NAMES[row], min_side=least_side(PREPROCESSING))
         assert views.dtype == torch.uint8 and views.shape == (2, 3, 16, 16)
         assert torch.equal(views, center_and_mirror(resize(image, PREPROCESSING), 16))
     bad = dict(pair for batch in found for pair in batch.bad)

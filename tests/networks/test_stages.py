@@ -1,4 +1,4 @@
-"""The stage partition: over many timm networks, built on the meta device, against what their forward pass really does."""
+"""The stage partition of many timm networks, built on the meta device, against what their forward pass really does."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ COMMON_FAMILIES = (
     "mobilevit_xxs edgenext_xx_small coatnet_nano_rw_224 maxvit_rmlp_pico_rw_256 efficientformer_l1 efficientvit_b0 "
     "efficientvit_m0 efficientvim_m1 fastvit_t8 hgnet_tiny tiny_vit_5m_224 davit_tiny focalnet_tiny_srf visformer_tiny "
     "hiera_tiny_224 repvit_m0_9 starnet_s1 csatv2 test_vit2"
-).split()
-SLOW_FAMILIES = "nasnetalarge pnasnet5large gemma4_vit_167m mobilenetv5_300m convmixer_768_32 sequencer2d_s".split()
+)
+SLOW_FAMILIES = "nasnetalarge pnasnet5large gemma4_vit_167m mobilenetv5_300m convmixer_768_32 sequencer2d_s"
 
 SIDE_BY_SIDE = {
     "coat_lite_tiny": "patch embeddings and position encodings of all scales are defined, and so cut, before the first",
@@ -62,7 +62,7 @@ def meta_network(name: str) -> Any:
         return timm.create_model(name).eval()
 
 
-@pytest.fixture(scope="module", params=[*SEED_FAMILIES, *COMMON_FAMILIES])
+@pytest.fixture(scope="module", params=[*SEED_FAMILIES, *COMMON_FAMILIES.split()])
 def network(request: pytest.FixtureRequest) -> Any:
     return meta_network(request.param)
 
@@ -87,6 +87,11 @@ def check_partition(network: Any, cut: tuple[Stage, ...]) -> None:
         assert (stage.output != "") == stage.name.startswith("stage")
     modules = [name for name, _ in network.named_modules()]
     assert sorted(chain(*(stage.modules for stage in cut))) == sorted(modules), "each module in exactly one stage"
+    for stage in cut:  # a layer has the mode of the stage that its parameters belong to, above all a batch norm
+        holders = {name.rpartition(".")[0] for name in stage.parameters}
+        layers = {name for name in holders if not any(network.get_submodule(name).children())}
+        norms = {name for name in holders if isinstance(network.get_submodule(name), nn.modules.batchnorm._NormBase)}
+        assert layers | norms <= set(stage.modules)
     if network.num_classes > 0:
         assert "" in cut[-1].modules
         assert set(cut[-1].parameters) == classifier_parameters(network)
@@ -194,7 +199,7 @@ def resnet50_sizes() -> list[tuple[str, int]]:
 
 
 def vgg16_sizes() -> list[tuple[str, int]]:
-    """Simonyan and Zisserman 2014, column D: cut at the poolings, the two hidden layers of the classifier are the neck."""
+    """Simonyan and Zisserman 2014, column D: the two hidden layers before the classifier are the neck."""
     found, inputs = [], 3
     for name, width, layers in [
         ("stem", 64, 2),
@@ -297,7 +302,7 @@ def test_feature_maps(name: str, outputs: list[str]) -> None:
     [
         ("vgg16", "pre_logits.drop", "neck"),  # between the hidden layers, not directly before the classifier
         ("vgg16", "head.drop", "head"),
-        ("vgg16", "features", "stage4"),  # reaches over the stages to the last
+        ("densenet121", "features", "stage4"),  # reaches over the stages to the last
         ("convnext_atto", "head.norm", "neck"),
         ("convnext_atto", "head.drop", "head"),
         ("convnext_atto", "head", "head"),
@@ -378,13 +383,13 @@ def test_find_stages() -> None:
 NOT_CLASSIFIERS = (
     "deepseek_vit_412m_enc gemma4_vit_167m_enc gemma4_vit_570m_enc mobilenetv5_300m_enc qwen3_vit_306m_enc "
     "qwen3_vit_416m_enc qwen3_vit_88m_enc"
-).split()
+)
 """timm's encoders of language models, which cannot be given a classifier."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", sorted(random.Random(20).sample(sorted({*timm.list_models()} - {*NOT_CLASSIFIERS}), 100))
+    "name", sorted(random.Random(20).sample(sorted({*timm.list_models()} - {*NOT_CLASSIFIERS.split()}), 100))
 )
 def test_any_timm_network(name: str) -> None:
     network = meta_network(name)
@@ -392,13 +397,13 @@ def test_any_timm_network(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW_FAMILIES)
+@pytest.mark.parametrize("name", SLOW_FAMILIES.split())
 def test_order_of_execution_in_larger_networks(name: str) -> None:
     network = meta_network(name)
     check_order(network, stages(network))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NOT_CLASSIFIERS)
+@pytest.mark.parametrize("name", NOT_CLASSIFIERS.split())
 def test_encoders_have_no_classifier(name: str) -> None:
     assert not hasattr(meta_network(name), "get_classifier")

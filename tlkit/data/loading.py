@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tlkit.data.decode import UnreadableImage, decode
-from tlkit.data.transforms import View, resize
+from tlkit.data.transforms import View, least_side, resize
 from tlkit.errors import TlkitError
 from tlkit.preprocessing import Preprocessing
 
@@ -59,7 +59,7 @@ class ViewDataset(Dataset):
 
     def __getitem__(self, row: int) -> tuple[int, Tensor | BadFile]:
         try:
-            image = decode(self.root / self.paths[row], min_side=self.preprocessing.resized_side)
+            image = decode(self.root / self.paths[row], min_side=least_side(self.preprocessing))
             return row, self.view(resize(image, self.preprocessing), self.preprocessing.size)
         except UnreadableImage as error:
             return row, BadFile(self.paths[row], str(error))

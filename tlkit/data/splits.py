@@ -105,7 +105,7 @@ def _choose_groups(
 def folds(labels: np.ndarray, groups: Sequence[str] | np.ndarray, seed: int, count: int = 5) -> list[np.ndarray]:
     """Cross-validation folds: for each, the rows held out.
 
-    Without groups, each class is dealt out to the folds in turn, so a class of two or more rows is never held out whole.
+    Without groups, each class is dealt out to the folds in turn: one of two or more rows is never held out whole.
 
     Args:
         labels: Class of each row (N).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -16,6 +17,18 @@ LONGEST = 16  # times the shorter side: of longer images only the middle is kept
 
 View = Callable[[Tensor, int], Tensor]
 """An image (C, h, w), resized but not yet cropped, and the input side S, to its views (k, C, S, S)."""
+
+
+SPARE = 1.25
+
+
+def least_side(preprocessing: Preprocessing) -> int:
+    """Pixels that the shorter side of a decoded image must have at least, where a file can be decoded at reduced scale.
+
+    Somewhat more than the image is resized to: an eighth-scale decode that needs no further resizing has finer detail,
+    and aliases of it, that the usual resizing takes away.
+    """
+    return math.ceil(SPARE * preprocessing.resized_side)
 
 
 def resize(image: Image.Image, preprocessing: Preprocessing) -> Tensor:

@@ -58,8 +58,7 @@ def stages(network: nn.Module) -> tuple[Stage, ...]:
         stem_end = end[outputs.pop(0)] + 1
     ends = [end[output] for output in outputs]
     heads = classifier_modules(network)
-    tensors = [place[name] for name, module in modules.items() if _has_tensors(module) and not _inside(name, heads)]
-    body_end = max(tensors, default=0)
+    body_end = _end_of_body(modules, end, heads)
     in_step = _lists_in_step(network, outputs)
     neck, head = len(outputs) + 1, len(outputs) + 2
 
@@ -126,6 +125,21 @@ def _whole_block(name: str, listed: Iterable[str]) -> str:
     around = (".".join(parts[:depth]) for depth in range(1, len(parts)))
     return next(
         (outer for outer in around if not any(_inside(other, [outer]) for other in listed if other != name)), name
+    )
+
+
+def _end_of_body(modules: Mapping[str, nn.Module], end: Mapping[str, int], heads: Collection[str]) -> int:
+    """The place of the last module with tensors that is not the classifier's, with what is inside of it."""
+    return max(
+        (
+            end[name]
+            for name, module in modules.items()
+            if name
+            and _has_tensors(module)
+            and not _inside(name, heads)
+            and not any(_inside(head, [name]) for head in heads)
+        ),
+        default=0,
     )
 
 

@@ -182,11 +182,15 @@ def _cross_validate(
     if len(parts) < 2 or len(some) < 5 * problem.classes < count:
         why = "too few images" if len(parts) < 2 else "too many classes"
         return np.empty((0, 0)), np.empty(0), f"nothing ({why}): C = {DEFAULT_STRENGTH:g}"
-    losses = []
+    losses, of = [], []
     for part in parts:
-        held_out, rest = torch.from_numpy(some[part]), torch.from_numpy(np.delete(some, part))
-        losses.append(problem.path(rest, problem.rows[held_out, 0], problem.labels[held_out]))
-    weights = problem.weights.numpy()[some[np.concatenate(parts)]]
+        rest = np.delete(some, part)
+        held_out = some[part][np.isin(labels[some[part]], labels[rest])]  # a class held out whole tells nothing of C
+        losses.append(problem.path(torch.from_numpy(rest), problem.rows[held_out, 0], problem.labels[held_out]))
+        of.append(held_out)
+    weights = problem.weights.numpy()[np.concatenate(of)]
+    if not len(weights):
+        return np.empty((0, 0)), np.empty(0), f"nothing (each class is in a group of its own): C = {DEFAULT_STRENGTH:g}"
     on = "" if len(some) == count else f", {len(some)} of its {count} images"
     return np.concatenate(losses, axis=1), weights, f"{len(parts)}-fold cross-validation in train{on}"
 
