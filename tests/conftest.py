@@ -9,6 +9,7 @@ import io
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
+# One thread for each process: all problems here are small, and threads that wait for each other on a busy machine take
+# ten times as long. Set before torch is imported, and passed on to the processes that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -31,6 +36,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("shared_data") and not SHARED_DATA.is_dir():
             item.add_marker(pytest.mark.skip(reason=f"the real images are not there ({SHARED_DATA})"))
+
+
+def pytest_unconfigure() -> None:
+    """What torch remembers of tensors from worker processes complains when the interpreter ends."""
+    if reductions := sys.modules.get("torch.multiprocessing.reductions"):
+        reductions.shared_cache.clear()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import math
 import os
@@ -202,8 +203,10 @@ def test_packaged_weights_are_used_and_stay(tlkit: Tlkit, shapes: Path, tmp_path
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_one_recipe_gives_one_model_with_any_number_of_workers(
-    tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_path: Path, workers: int
+    tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest, workers: int
 ) -> None:
+    request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)  # as a user's process has several
     for name in ("first", "second"):
         arguments = ("--workers", workers, "--out", tmp_path / name, "--quiet")
         assert tlkit("finetune", shapes, *small, *arguments).code == 0
@@ -428,16 +431,16 @@ def test_an_interruption_at_any_step_leaves_no_trace(
     assert weights(run) == weights(trained)
 
 
-def test_a_run_stopped_before_its_split_was_stored_is_not_resumed_with_another(
+def test_a_run_stopped_before_its_split_was_stored_leaves_nothing_behind(
     tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as context:
         stopped_at("run_folder.write_rows", context)
-        assert tlkit("finetune", shapes, *small, "--out", run).code == 130
-    done = tlkit("finetune", "--resume", run)
-    assert done.code == 1
-    assert str(run) in done.error and "not the folder of a run" in done.error
+        done = tlkit("finetune", shapes, *small, "--out", run)
+    assert done.code == 130
+    assert not run.exists()
+    assert "--resume" not in done.err
 
 
 @pytest.mark.parametrize("change", ["image gone", "class added", "image added"])

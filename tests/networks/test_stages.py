@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -87,6 +87,8 @@ def check_partition(network: Any, cut: tuple[Stage, ...]) -> None:
         assert (stage.output != "") == stage.name.startswith("stage")
     modules = [name for name, _ in network.named_modules()]
     assert sorted(chain(*(stage.modules for stage in cut))) == sorted(modules), "each module in exactly one stage"
+    for stage, later in pairwise(cut):  # nothing inside of what makes a feature map is of a later stage
+        assert not stage.output or not any(name.startswith(f"{stage.output}.") for name in later.modules)
     for stage in cut:  # a layer has the mode of the stage that its parameters belong to, above all a batch norm
         holders = {name.rpartition(".")[0] for name in stage.parameters}
         layers = {name for name in holders if not any(network.get_submodule(name).children())}
@@ -311,6 +313,10 @@ def test_feature_maps(name: str, outputs: list[str]) -> None:
         ("resnet18", "global_pool", "head"),
         ("resnet18", "", "head"),  # whose mode is that of the dropout before its classifier
         ("resnet18", "maxpool", "stage1"),
+        ("resnet18", "layer4.1.act2", "stage4"),
+        ("resnet18", "layer4", "stage4"),
+        ("densenet121", "features.norm5.act", "stage4"),
+        ("mobilenetv2_100", "bn2.act", "neck"),
         ("densenet121", "features.denseblock2.denselayer1", "stage2"),
         ("deit_tiny_distilled_patch16_224", "head_dist", "head"),
         ("levit_128s", "head.bn", "head"),  # made anew with the classifier

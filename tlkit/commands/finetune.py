@@ -315,18 +315,20 @@ def _plan(options: Options, samples: Samples, loaded: Loaded, console: Console) 
 
 @contextmanager
 def _kept_when_stopped(run: Path, console: Console, fresh: bool = True) -> Iterator[None]:
-    """A run that is stopped can be resumed; a fresh one that fails for a mistake in its input leaves nothing behind."""
+    """A run that is stopped can be resumed, once its splits and recipe are stored.
+
+    A fresh one that is stopped before, or fails for a mistake in its input, leaves nothing behind.
+    """
     state = run / run_folder.STATE
     state.mkdir(exist_ok=True)
     try:
         yield
         shutil.rmtree(state)
-    except TlkitError:
-        if fresh:  # the same command can be given again once the mistake is mended
-            shutil.rmtree(run, ignore_errors=True)
-        raise
     except BaseException as error:
-        console.warn(f"go on with: tlkit finetune --resume {run}")
+        if fresh and (isinstance(error, TlkitError) or not (run / run_folder.RECIPE).is_file()):
+            shutil.rmtree(run, ignore_errors=True)  # the same command can be given again
+        elif not isinstance(error, TlkitError):
+            console.warn(f"go on with: tlkit finetune --resume {run}")
         if _is_full_disk(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run)) from error
         raise

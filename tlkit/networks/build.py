@@ -140,7 +140,7 @@ def _from_run(run: Path, weights: str, preprocess: config.Preprocess) -> Loaded:
     ours = stored.get("tlkit") or {}
     own = weights != "random"
     try:
-        network = _create(f"local-dir:{run}", preprocess.image_size, pretrained=own)
+        network = _create(f"local-dir:{run}", preprocess.image_size, weights={} if own else None)
     except TlkitError:
         raise
     except Exception as error:  # timm, torch and safetensors each raise errors of their own for a broken folder
@@ -160,11 +160,16 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
     file = cached_file(name)
     if file is None:
         require_hub(name)
+    # a file that is there needs no network; with hf-hub: the network's configuration is to be read from the hub as well
+    weights = {"file": str(file)} if file and not name.startswith("hf-hub:") else {}
     try:
-        return _create(name, image_size, pretrained=True, file=file)
+        return _create(name, image_size, weights=weights)
     except TlkitError:
         raise
     except Exception as error:  # the hub's client has a whole family of errors, and changes it
+        if weights:
+            what = f"the downloaded weights cannot be loaded ({first_line(error)})"
+            raise TlkitError(what, where=file, remedy="remove this file, so that it is downloaded again") from error
         raise no_weights(name, error) from error
 
 
@@ -174,31 +179,35 @@ def _from_file(name: str, image_size: int | None, file: Path) -> tuple[nn.Module
     try:
         return network, load_matching(network, state, str(file))
     except TlkitError:
-        network = _create(name, None)
-        if image_size is None or not hasattr(network, "set_input_size"):
+        if image_size is None:
             raise
-        remarks = load_matching(network, state, str(file))  # the weights are for the network's own image size
-        network.set_input_size(img_size=image_size)  # type: ignore[operator]
-        return network, remarks
+    network = _create(name, None)
+    remarks = load_matching(network, state, str(file))  # they are for the network's own size: timm interpolates them
+    weights = {"state_dict": network.state_dict(), "num_classes": network.num_classes, "label_offset": None}
+    network = _create(name, image_size, weights=weights)
+    del network.pretrained_cfg["state_dict"]  # type: ignore[operator, union-attr]
+    return network, remarks
 
 
-def _create(name: str, image_size: int | None, *, pretrained: bool = False, file: Path | None = None) -> nn.Module:
+def _create(name: str, image_size: int | None, *, weights: dict[str, Any] | None = None) -> nn.Module:
     """A network by timm's name; one of a fixed input size is made for ``image_size``.
 
     Args:
         name: Also ``local-dir:FOLDER`` or ``hf-hub:REPOSITORY``.
         image_size: In pixels; by default the network's own.
-        pretrained: With its weights.
-        file: Where these have been downloaded to.
+        weights: Where timm is to find weights other than where it usually does; None for random ones.
     """
-    overlay = {"file": str(file)} if file and not name.startswith("hf-hub:") else None
     try:
-        given = resolve_model_input_args(name, {"img_size": image_size}, pretrained_cfg_overlay=overlay)
-        network = timm.create_model(**given, pretrained=pretrained)
+        given = resolve_model_input_args(name, {"img_size": image_size}, pretrained_cfg_overlay=weights)
+        network = timm.create_model(**given, pretrained=weights is not None)
     except (AssertionError, ValueError) as error:
-        raise TlkitError(
-            f"cannot be built ({first_line(error)})", where=name, remedy="try another --image-size"
-        ) from error
+        what = f"cannot be built ({first_line(error)})"
+        raise TlkitError(what, where=name, remedy="try another --image-size") from error
+    except RuntimeError as error:
+        if image_size is None or weights is None:
+            raise
+        what = f"the weights cannot be loaded for images of {image_size} px ({first_line(error)})"
+        raise TlkitError(what, where=name, remedy="leave out --image-size") from error
     if not isinstance(network, nn.Module) or not hasattr(network, "get_classifier"):
         raise TlkitError("has no classifier", where=name, remedy="choose a classification network")
     return network

@@ -54,7 +54,7 @@ def stages(network: nn.Module) -> tuple[Stage, ...]:
     end = _last_places(place)
     outputs = sorted(_feature_maps(network, modules), key=place.__getitem__)
     stem_end = place[outputs[0]] if outputs else 0
-    if len(outputs) > 1 and _ends_the_stem(outputs[0], modules):
+    if len(outputs) > 1 and _ends_the_stem(outputs[0], network):
         stem_end = end[outputs.pop(0)] + 1
     ends = [end[output] for output in outputs]
     heads = classifier_modules(network)
@@ -129,15 +129,13 @@ def _whole_block(name: str, listed: Iterable[str]) -> str:
 
 
 def _end_of_body(modules: Mapping[str, nn.Module], end: Mapping[str, int], heads: Collection[str]) -> int:
-    """The place of the last module with tensors that is not the classifier's, with what is inside of it."""
+    """The place of the last module that is before the classifier and holds tensors, with all that is inside of it."""
+    around = ("", *(name for name in modules if any(_inside(head, [name]) for head in heads)))
     return max(
         (
             end[name]
             for name, module in modules.items()
-            if name
-            and _has_tensors(module)
-            and not _inside(name, heads)
-            and not any(_inside(head, [name]) for head in heads)
+            if name not in around and not _inside(name, heads) and _holds_tensors(module)
         ),
         default=0,
     )
@@ -160,13 +158,14 @@ def _lists_in_step(network: nn.Module, outputs: Sequence[str]) -> dict[str, int]
     return {f"{name}.{index}": index + 1 for name in lists for index in range(len(outputs)) if in_step}
 
 
-def _ends_the_stem(output: str, modules: Mapping[str, nn.Module]) -> bool:
+def _ends_the_stem(output: str, network: nn.Module) -> bool:
     """Whether timm's first feature map is the stem's.
 
     It is where it is made by a module called so, by a single layer or activation, or by what comes first of all.
     """
-    first = next(name for name, module in modules.items() if name and _has_tensors(module))
-    return output.startswith("stem") or sum(1 for _ in modules[output].parameters()) <= 3 or _inside(first, [output])
+    layers = sum(1 for _ in network.get_submodule(output).parameters())
+    first = next(name for name, _ in network.named_parameters() if "." in name)
+    return output.startswith("stem") or layers <= 3 or _inside(first, [output])
 
 
 def _called(output: str, modules: Mapping[str, nn.Module]) -> str:
@@ -194,8 +193,8 @@ def _last_places(place: dict[str, int]) -> dict[str, int]:
     return last
 
 
-def _has_tensors(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
+def _holds_tensors(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None or next(module.buffers(), None) is not None
 
 
 def _inside(module: str, outers: Iterable[str]) -> bool:

@@ -7,11 +7,11 @@ import os
 import pickle
 import re
 import socket
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
-import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from timm.models import get_pretrained_cfg
@@ -76,7 +76,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise TlkitError("no such file or run", where=path, remedy="give --weights default, random, a file or a run")
     try:
-        state = read_state_dict(str(path), device="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about a broken file
+            state = read_state_dict(str(path), device="cpu", weights_only=True)
     except Exception as error:  # pickle, zip, safetensors and torch each have errors of their own for a broken file
         if isinstance(error.__cause__, pickle.UnpicklingError):
             reason = "it holds Python objects, which are never loaded because they may run any code"
@@ -93,8 +95,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, or its type where it says nothing."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """What an exception says, in one line, or its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def classifier_names(network: nn.Module) -> tuple[str, ...]:
@@ -163,9 +166,7 @@ def require_hub(model: str) -> None:
     """
     repository, url = _public(model)
     if not repository and not url:
-        tags = timm.list_pretrained(f"{model.split('.')[0]}.*")
-        known = f"public weights exist for {', '.join(tags[:5])}; or " if tags else ""
-        remedy = f"{known}give --weights FILE, RUN or random"
+        remedy = "give --weights FILE, RUN or random"
         raise TlkitError("there are no public weights for this network", where=model, remedy=remedy)
     if any(os.environ.get(name) for name in _PROXIES):
         return
