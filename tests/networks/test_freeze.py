@@ -6,6 +6,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -231,6 +232,21 @@ def test_frozen_whoever_calls_train(name: str, way: Callable[[nn.Module], nn.Mod
     assert all(parameter.grad is None for parameter in network.parameters() if not parameter.requires_grad)
     modes = {stage.name: {network.get_submodule(name).training for name in stage.modules} for stage in stages(network)}
     assert modes == {name: {name not in frozen} for name in names}
+
+
+def test_frozen_under_distributed_data_parallel(tmp_path: Path) -> None:
+    """Which broadcasts buffers before each forward pass."""
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        network = make("test_resnet", **TINY["test_resnet"])
+        freeze(network, ["stem", "stage1"])
+        before = state_of(network, {"stem", "stage1"})
+        wrapped = nn.parallel.DistributedDataParallel(network)
+        train_mode(wrapped)
+        train(wrapped)
+        assert_equal(before, state_of(network, {"stem", "stage1"}))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", TINY)

