@@ -185,7 +185,7 @@ class Transfer(Checked):
         Literal["none", "balanced"], Opt("balanced: each class counts the same, however few its images.")
     ] = "none"
     train_views: Annotated[
-        Literal["center", "flip"], Opt("Views of each training image: the centre, or the centre and its mirror image.")
+        Literal["center", "flip"], Opt("Training images as they are, or also mirrored: twice the time, little gain.")
     ] = "center"
 
 

@@ -41,7 +41,9 @@ def test_class_names(count: int) -> None:
 
 def test_class_names_of_another_network() -> None:
     assert class_names(network_of(10)) is None
-    assert class_names(network_of(1000, label_names=["a", "b"])) == ("a", "b"), "what is stored goes before a guess"
+    stored = tuple(f"class {number}" for number in range(1000))
+    assert class_names(network_of(1000, label_names=list(stored))) == stored, "what is stored goes before a guess"
+    assert class_names(network_of(10, label_names=["a", "b"])) is None, "names of other outputs say nothing"
     with torch.device("meta"):
         assert class_names(timm.create_model("test_resnet")) == IDS
         assert class_names(timm.create_model("test_resnet", num_classes=37)) is None

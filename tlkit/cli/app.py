@@ -128,9 +128,9 @@ def _start(name: str, groups: dict[str, Any]) -> None:
 
 
 def _import_command(name: str) -> Any:
-    # Threads that have finished their part of a layer wait for the others in a busy loop by default. Where the cores
-    # are shared, with our own decoding processes or with somebody else, that takes from those that still work.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that have finished their part of a layer wait for the others in a busy loop, for milliseconds by default.
+    # Where the cores are shared, with decoding processes or with somebody else, that takes from those that still work.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         return importlib.import_module(f"tlkit.commands.{name}")
     except Exception as error:
