@@ -51,8 +51,7 @@ def native_bf16(device: str) -> bool:
     if device == "cuda":
         return torch.cuda.get_device_capability()[0] >= 8
     if device == "cpu":
-        has: dict[str, bool] = getattr(
-            torch.cpu, "get_capabilities", dict
-        )()  # none in older torch: fp32 is always right
+        # older torch cannot say: fp32 is always right
+        has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(has.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16"))
     return False

@@ -13,7 +13,7 @@ import torch
 from tlkit import compute, config
 from tlkit.data.loading import ViewDataset
 from tlkit.data.transforms import center, center_and_mirror
-from tlkit.evaluation.predict import predict, predict_batches
+from tlkit.evaluation.predict import collect, predict_batches
 from tlkit.networks.forward import set_classifier
 from tlkit.preprocessing import Preprocessing
 from tlkit.training.features import extract
@@ -50,7 +50,7 @@ def test_views_are_averaged_as_probabilities(
 ) -> None:
     """Reference: the classifier's softmax on separately extracted features, then the mean over views in numpy."""
     dataset, accelerator = ViewDataset(shapes, paths, PREPROCESSING, view), compute.accelerator(FP32)
-    found = predict(network, dataset, accelerator=accelerator, batch_size=batch_size, workers=workers)
+    found = collect(predict_batches(network, dataset, accelerator=accelerator, batch_size=batch_size, workers=workers))
     features = extract(network, dataset, accelerator=accelerator, workers=0).values.astype(np.float64)
     logits = features @ network.fc.weight.detach().double().numpy().T + network.fc.bias.detach().double().numpy()
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
@@ -65,10 +65,12 @@ def test_views_are_averaged_as_probabilities(
 @pytest.mark.parametrize("bad", [set(), {0}, {4, 5}, {8, 9, 10, 11}, set(range(12))], ids=str)
 def test_rows_stay_with_their_images(network: Any, shapes: Path, paths: list[str], bad: set[int]) -> None:
     accelerator = compute.accelerator(FP32)
-    whole = predict(network, ViewDataset(shapes, paths, PREPROCESSING, center), accelerator=accelerator, workers=0)
+    whole = collect(
+        predict_batches(network, ViewDataset(shapes, paths, PREPROCESSING, center), accelerator=accelerator, workers=0)
+    )
     named = [f"gone/{row}.png" if row in bad else path for row, path in enumerate(paths)]
     dataset = ViewDataset(shapes, named, PREPROCESSING, center)
-    found = predict(network, dataset, accelerator=accelerator, batch_size=2, workers=0)
+    found = collect(predict_batches(network, dataset, accelerator=accelerator, batch_size=2, workers=0))
     assert [file.path for file in found.bad] == [f"gone/{row}.png" for row in sorted(bad)]
     assert found.rows.tolist() == [row for row in range(12) if row not in bad]
     if found.rows.size:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,19 @@ import torch
 
 from tlkit import __version__, compute, config, run_folder
 from tlkit.commands.console import Console
-from tlkit.commands.labelled import metrics_table, report_skipped, skipped, stored_split, write_report
+from tlkit.commands.labelled import (
+    metrics_table,
+    report_skipped,
+    skipped,
+    stored_split,
+    write_predictions,
+    write_report,
+)
 from tlkit.data.folders import Samples, read_samples
 from tlkit.data.loading import ViewDataset, refuse_bad_files
 from tlkit.errors import TlkitError, UsageError
 from tlkit.evaluation.metrics import metrics, per_class
-from tlkit.evaluation.predict import predict
+from tlkit.evaluation.predict import collect, predict_batches
 from tlkit.evaluation.views import VIEWS
 from tlkit.networks import imagenet
 from tlkit.networks.build import Loaded, build
@@ -74,13 +81,15 @@ def _measure(
     data, views, computing, output = options
     samples = aligned.samples
     accelerator = compute.accelerator(computing)
-    found = predict(
-        loaded.network,
-        ViewDataset(samples.root, samples.paths, loaded.preprocessing, VIEWS[views.tta]),
-        accelerator=accelerator,
-        batch_size=computing.batch_size,
-        workers=computing.workers,
-        progress=console.progress,
+    found = collect(
+        predict_batches(
+            loaded.network,
+            ViewDataset(samples.root, samples.paths, loaded.preprocessing, VIEWS[views.tta]),
+            accelerator=accelerator,
+            batch_size=computing.batch_size,
+            workers=computing.workers,
+            progress=console.progress,
+        )
     )
     refuse_bad_files(found.bad, len(samples), samples.root, data.on_error)
     report_skipped(console, found.bad)
@@ -163,7 +172,7 @@ def align(samples: Samples, loaded: Loaded) -> Aligned:
     unknown = {name: int((samples.labels == row).sum()) for row, name in enumerate(samples.classes) if index[row] < 0}
     there = set(labels[known].tolist())
     missing = [name for row, name in enumerate(loaded.classes) if row not in there]
-    renamed = Samples(**{**vars(samples), "labels": labels, "classes": loaded.classes})
+    renamed = replace(samples, labels=labels, classes=loaded.classes)
     return Aligned(renamed.take(known), unknown, missing)
 
 
@@ -186,14 +195,7 @@ def _differences(aligned: Aligned, loaded: Loaded) -> list[str]:
 def _write(
     folder: Path, summary: dict[str, Any], samples: Samples, probabilities: np.ndarray, names: tuple[str, ...]
 ) -> None:
-    predicted = probabilities.argmax(1)
-    rows = [
-        (path, samples.classes[label], samples.classes[guess], f"{row[guess]:.6f}", split)
-        for path, label, guess, row, split in zip(
-            samples.paths, samples.labels, predicted, probabilities, samples.splits, strict=True
-        )
-    ]
-    run_folder.write_rows(folder / run_folder.PREDICTIONS, ("path", "label", "predicted", "probability", "split"), rows)
+    write_predictions(folder, samples, probabilities, summary["skipped_files"])
     title = f"evaluate {samples.root.absolute().name}"
     write_report(folder, title, summary, summary["split"], names, samples, probabilities, "")
     run_folder.write_json(folder / run_folder.SUMMARY, summary)

@@ -13,7 +13,14 @@ import torch
 from tlkit import __version__, compute, config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.keeping import kept_when_stopped
-from tlkit.commands.labelled import metrics_table, report_skipped, skipped, stored_split, write_report
+from tlkit.commands.labelled import (
+    metrics_table,
+    report_skipped,
+    skipped,
+    stored_split,
+    write_predictions,
+    write_report,
+)
 from tlkit.data.folders import SPLITS, Samples, read_samples
 from tlkit.data.loading import ViewDataset, refuse_bad_files
 from tlkit.data.splits import split, with_groups
@@ -242,23 +249,13 @@ def _metrics(samples: Samples, probabilities: np.ndarray, head: Head) -> dict[st
 def _write_results(
     options: Options, samples: Samples, probabilities: np.ndarray, run: Path, summary: dict[str, Any], started: float
 ) -> None:
-    predicted, names = probabilities.argmax(1), samples.classes
-    rows = [
-        (path, names[label], names[guess], f"{row[guess]:.6f}", part)
-        for path, label, guess, row, part in zip(
-            samples.paths, samples.labels, predicted, probabilities, samples.splits, strict=True
-        )
-    ]
-    run_folder.write_rows(run / run_folder.PREDICTIONS, ("path", "label", "predicted", "probability", "split"), rows)
-    if summary["skipped_files"]:
-        listed = ((file["path"], file["reason"]) for file in summary["skipped_files"])
-        run_folder.write_rows(run / run_folder.SKIPPED, ("path", "reason"), listed)
+    write_predictions(run, samples, probabilities, summary["skipped_files"])
     told = {"command": "finetune", "version": __version__, "seconds": round(time.monotonic() - started, 3)} | summary
     reported = next((name for name in ("test", "val") if name in summary["metrics"]), "train")
     part = samples.splits == reported
     title = f"finetune {(options.data.data or run).absolute().name}"
     recipe = (run / run_folder.RECIPE).read_text(encoding="utf-8")
-    write_report(run, title, told, reported, names, samples.take(part), probabilities[part], recipe)
+    write_report(run, title, told, reported, samples.classes, samples.take(part), probabilities[part], recipe)
     run_folder.write_json(run / run_folder.SUMMARY, told)  # last: it says that the run is finished
 
 
@@ -298,7 +295,7 @@ def _plan(options: Options, samples: Samples, loaded: Loaded, console: Console) 
     console.table(
         f"phase 1: {options.transfer.strategy}",
         ["stage", "parameters", "trains"],
-        [[name, count, "yes, in closed form" if name == "head" else "frozen"] for name, count in size.items()],
+        [[name, count, "yes" if name == "head" else "frozen"] for name, count in size.items()],
     )
     console.line(f"network {loaded.name}, weights: {loaded.weights}, input {loaded.preprocessing.size} px")
     console.line(f"estimated time {estimate:.0f} s on {accelerator.device}")

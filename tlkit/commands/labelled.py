@@ -54,20 +54,32 @@ def report_skipped(console: Console, bad: Sequence[BadFile]) -> None:
         console.warn(f"left out {len(bad) - 10} more files that cannot be read")
 
 
-def metrics_row(name: str, figures: dict[str, Any]) -> list[Any]:
-    """One row of the human metrics table, see `METRICS_COLUMNS`."""
-    low, high = figures["top1_ci95"]
-    interval = f"{low:.3f} to {high:.3f}"
-    row = [name, figures["images"], figures["top1"], interval, figures["balanced_accuracy"]]
-    return [*row, figures["loss"], figures["ece"], *([figures["top5"]] if "top5" in figures else [])]
-
-
 def metrics_table(console: Console, title: str, rows: dict[str, dict[str, Any]]) -> None:
-    """Print metrics objects under each other, by name."""
+    """Print metrics objects of one network under each other, by name."""
     columns = ["images of", "images", "top-1", "95 % interval", "balanced", "loss", "ECE"]
-    top5 = any("top5" in figures for figures in rows.values())
-    cells = [metrics_row(name, figures) for name, figures in rows.items()]
-    console.table(title, [*columns, "top-5"] if top5 else columns, cells)
+    cells = []
+    for name, figures in rows.items():
+        interval = "{:.3f} to {:.3f}".format(*figures["top1_ci95"])
+        row = [name, figures["images"], figures["top1"], interval, figures["balanced_accuracy"]]
+        cells.append([*row, figures["loss"], figures["ece"], *([figures["top5"]] if "top5" in figures else [])])
+    console.table(title, [*columns, "top-5"][: len(cells[0])], cells)
+
+
+def write_predictions(
+    folder: Path, samples: Samples, probabilities: np.ndarray, left_out: Sequence[dict[str, str]]
+) -> None:
+    """Write ``predictions.csv`` of samples whose labels index the columns (N, K), and ``skipped_files.csv`` if any."""
+    predicted, names = probabilities.argmax(1), samples.classes
+    rows = [
+        (path, names[label], names[guess], f"{row[guess]:.6f}", part)
+        for path, label, guess, row, part in zip(
+            samples.paths, samples.labels, predicted, probabilities, samples.splits, strict=True
+        )
+    ]
+    run_folder.write_rows(folder / run_folder.PREDICTIONS, ("path", "label", "predicted", "probability", "split"), rows)
+    if left_out:
+        listed = ((file["path"], file["reason"]) for file in left_out)
+        run_folder.write_rows(folder / run_folder.SKIPPED, ("path", "reason"), listed)
 
 
 def write_report(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -57,26 +57,9 @@ def predict_batches(
         yield Predictions(rows.numpy(), probabilities.numpy(), [file for _, file in bad])
 
 
-def predict(
-    network: nn.Module,
-    dataset: ViewDataset,
-    *,
-    accelerator: Accelerator,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    progress: Progress = silent,
-) -> Predictions:
-    """Probabilities of all images of ``dataset``, averaged over its views."""
-    parts = list(
-        predict_batches(
-            network,
-            dataset,
-            accelerator=accelerator,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-        )
-    )
+def collect(batches: Iterable[Predictions]) -> Predictions:
+    """All predictions of `predict_batches` as one."""
+    parts = list(batches)
     read = [part for part in parts if len(part.rows)]
     return Predictions(
         rows=np.concatenate([part.rows for part in read]) if read else np.empty(0, dtype=np.int64),
