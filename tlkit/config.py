@@ -6,6 +6,7 @@ A command takes one or more of these groups; ``cli/options.py`` turns them into 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,6 +25,7 @@ class Opt:
         min: Smallest value allowed.
         max: Largest value allowed.
         metavar: What stands for the value in the help page.
+        pattern: Regular expression that a text must match as a whole; ``metavar`` then says what it wants.
         positional: An argument without a leading ``--name``.
         stored: Part of the effective recipe that a run writes.
     """
@@ -32,6 +34,7 @@ class Opt:
     min: float | None = None
     max: float | None = None
     metavar: str | None = None
+    pattern: str | None = None
     positional: bool = False
     stored: bool = True
 
@@ -53,6 +56,8 @@ def check_value(name: str, hint: Any, value: Any) -> None:
     if choices and value is not None and value not in choices:
         remedy = did_you_mean(str(value), choices) or f"choose one of {', '.join(choices)}"
         raise TlkitError(f"unknown value '{value}'", where=flag, remedy=remedy)
+    if opt.pattern is not None and value is not None and not re.fullmatch(opt.pattern, value):
+        raise TlkitError(f"'{value}' is not understood", where=flag, remedy=f"give {opt.metavar}")
     for number in value if isinstance(value, tuple | list) else [value]:
         if isinstance(number, int | float) and not isinstance(number, bool):
             if opt.min is not None and not number >= opt.min:
@@ -69,8 +74,25 @@ def literal_choices(kind: Any) -> tuple[str, ...]:
 
 
 def option_name(name: str) -> str:
-    """``"val_fraction"`` to ``"--val-fraction"``."""
-    return "--" + name.replace("_", "-")
+    """``"val_fraction"`` to ``"--val-fraction"``, ``"from_"`` (a word of Python's) to ``"--from"``."""
+    return "--" + key(name).replace("_", "-")
+
+
+def key(name: str) -> str:
+    """A field's name as recipes have it: ``"from_"`` is ``"from"``."""
+    return name.rstrip("_")
+
+
+_NUMBER = r"[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?"
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_DURATION = rf"({_NUMBER}) ?({'|'.join(_SECONDS)})"
+
+
+def seconds(duration: str) -> float:
+    """``"90s"``, ``"10min"`` or ``"1.5h"`` in seconds."""
+    match = re.fullmatch(_DURATION, duration)
+    assert match, duration  # options are checked before
+    return float(match[1]) * _SECONDS[match[2]]
 
 
 @dataclass(frozen=True)
@@ -175,18 +197,134 @@ class Preprocess(Checked):
 
 
 @dataclass(frozen=True)
+class NewNetwork(Checked):
+    """The network to train from random weights."""
+
+    model: Annotated[str, Opt("Any timm model name.", metavar="NAME")] = "resnet18"
+    stem: Annotated[
+        Literal["auto", "standard", "small"],
+        Opt("small: no down-sampling before the first stage; auto takes it for inputs up to 64 px where there is one."),
+    ] = "auto"
+
+
+@dataclass(frozen=True)
 class Transfer(Checked):
     """How the network is transferred."""
 
     strategy: Annotated[
-        Literal["probe"], Opt("probe: the backbone stays frozen, a linear head is fitted on its features.")
-    ] = "probe"
+        Literal["auto", "probe", "full", "differential", "lp-ft", "gradual"],
+        Opt(
+            "probe: a linear head on the frozen backbone; full: everything at one rate; differential: pretrained stages"
+            " at a tenth of the head's rate; lp-ft: probe, then full; gradual: stage by stage from the head; auto:"
+            " probe, then stages from the top down as long as that pays."
+        ),
+    ] = "auto"
+    train_views: Annotated[
+        Literal["center", "flip"], Opt("Images that a linear head is fitted on: as they are, or also mirrored.")
+    ] = "center"
+
+
+@dataclass(frozen=True)
+class Unfreezing(Checked):
+    """Gradual unfreezing."""
+
+    stages: Annotated[int | None, Opt("How many phases, that of the head included; by default all.", min=1)] = None
+    epochs_per_stage: Annotated[int, Opt("Epochs of each phase after the head's.", min=1)] = 3
+    order: Annotated[
+        Literal["top-down", "bottom-up"], Opt("Which stages join the head first: the last ones, or the first ones.")
+    ] = "top-down"
+
+
+@dataclass(frozen=True)
+class StartingRun(Checked):
+    """The run to start from."""
+
+    from_: Annotated[
+        Path | None, Opt("Start from this run's network (pretrained or fine-tuned) instead of --model.", metavar="RUN")
+    ] = None
+
+
+@dataclass(frozen=True)
+class Training(Checked):
+    """How the network learns."""
+
+    epochs: Annotated[int | None, Opt("Passes over the training images; auto depends on the strategy.", min=1)] = None
+    time_limit: Annotated[
+        str | None,
+        Opt("Training ends at the first step after this time.", metavar="NUMBER[s|min|h]", pattern=_DURATION),
+    ] = None
+    patience: Annotated[
+        int | None,
+        Opt(
+            "Epochs without a lower loss on the choosing part after which a phase ends, its best epoch kept; 0: never,"
+            " all training images are trained on. By default 3 for gradual unfreezing, else 0.",
+            min=0,
+        ),
+    ] = None
+    optimizer: Annotated[str, Opt("sgd (with momentum), adamw, or any of timm's by name.", metavar="NAME")] = "adamw"
+    lr: Annotated[
+        str | None,
+        Opt(
+            "Highest learning rate (of the head); auto searches for one. By default what suits optimizer and strategy.",
+            metavar="NUMBER|auto",
+            pattern=f"auto|{_NUMBER}",
+        ),
+    ] = None
+    layer_decay: Annotated[
+        float, Opt("Each pretrained stage learns at this part of the rate of the one above it.", min=0.01, max=1)
+    ] = 1.0
+    schedule: Annotated[
+        Literal["constant", "step", "cosine", "one-cycle", "plateau"], Opt("How the rates change over a phase.")
+    ] = "cosine"
+    warmup: Annotated[float, Opt("Share of a phase's steps over which the rates rise linearly.", min=0, max=1)] = 0.1
+    min_lr: Annotated[float, Opt("cosine: the last rate as a share of the highest.", min=0, max=1)] = 0.0
+    step_every: Annotated[
+        float, Opt("step: epochs between two decays; plateau: epochs without a lower loss before one.", min=0.01)
+    ] = 10.0
+    gamma: Annotated[float, Opt("step, plateau: what a decay multiplies the rates by.", min=1e-6, max=1)] = 0.1
+    momentum: Annotated[float, Opt("Momentum of sgd and of timm's optimisers that have one.", min=0, max=0.9999)] = 0.9
+    weight_decay: Annotated[float, Opt("Weight decay; never of norms and biases.", min=0)] = 0.01
+    anchor: Annotated[float, Opt("L2-SP: pulls pretrained weights back to where they started.", min=0)] = 0.0
+    bn: Annotated[
+        Literal["train", "stats-frozen", "frozen"],
+        Opt("Batch norm of stages that train: as usual, with its running statistics fixed, or all of it fixed."),
+    ] = "train"
+    clip: Annotated[float | None, Opt("Longest gradient; longer ones are scaled down.", min=1e-9)] = None
+    accumulate: Annotated[int, Opt("Parts that each batch is computed in, to save memory.", min=1)] = 1
+    ema: Annotated[
+        float, Opt("Decay of an average of the weights over steps, which is then used; 0 for none.", min=0, max=0.99999)
+    ] = 0.0
+    checkpoint_every: Annotated[
+        str,
+        Opt(
+            "How often the state that --resume needs is saved.",
+            metavar="NUMBER[steps|s|min|h]",
+            pattern=rf"[0-9]+ ?steps?|{_DURATION}",
+        ),
+    ] = "5min"
+    keep_state: Annotated[bool, Opt("Keep that state when the run is finished.")] = False
+
+
+@dataclass(frozen=True)
+class Augmentation(Checked):
+    """How training images are varied and weighed."""
+
+    augment: Annotated[
+        Literal["none", "light", "standard", "strong"] | None,
+        Opt(
+            "light: random crop, flip; standard: random resized crop, flip, colour; strong: TrivialAugment and erasing"
+            " as well. By default light, for pretrain standard."
+        ),
+    ] = None
+    mixup: Annotated[float, Opt("Alpha of mixup; 0 for none.", min=0)] = 0.0
+    cutmix: Annotated[float, Opt("Alpha of cutmix; 0 for none.", min=0)] = 0.0
+    label_smoothing: Annotated[float, Opt("Share of each label that is spread over all classes.", min=0, max=0.99)] = (
+        0.0
+    )
     class_weights: Annotated[
         Literal["none", "balanced"], Opt("balanced: each class counts the same, however few its images.")
     ] = "none"
-    train_views: Annotated[
-        Literal["center", "flip"], Opt("Training images as they are, or also mirrored: twice the time, little gain.")
-    ] = "center"
+    balanced_sampling: Annotated[bool, Opt("Draw images so that each class is seen equally often.")] = False
 
 
 @dataclass(frozen=True)
@@ -197,9 +335,7 @@ class Compute(Checked):
     precision: Annotated[
         Literal["auto", "fp32", "bf16", "fp16"], Opt("Arithmetic of the network; auto is bf16 where the chip has it.")
     ] = "auto"
-    batch_size: Annotated[int | None, Opt("Images in one forward pass; by default what suits the device.", min=1)] = (
-        None
-    )
+    batch_size: Annotated[int | None, Opt("Images in one step, over all processes.", min=1)] = None
     workers: Annotated[
         int | None, Opt("Processes that decode images, 0 for none; by default what suits the machine.", min=0)
     ] = None
@@ -233,7 +369,7 @@ def effective_recipe(command: str, groups: Iterable[Checked]) -> dict[str, Any]:
         for field in fields(group):  # type: ignore[arg-type]
             value = getattr(group, field.name)
             if get_args(hints[field.name])[1].stored and value is not None:
-                recipe[field.name] = _plain(value)
+                recipe[key(field.name)] = _plain(value)
     return recipe
 
 
@@ -249,8 +385,8 @@ def group_from_recipe(group: type[Any], recipe: dict[str, Any]) -> Any:
     """The option group as a run's effective recipe has it; what the recipe lacks takes its default."""
     values = {}
     for name, hint in get_type_hints(group, include_extras=True).items():
-        if name in recipe:
-            kind, value = get_args(hint)[0], recipe[name]
+        if key(name) in recipe:
+            kind, value = get_args(hint)[0], recipe[key(name)]
             is_path = Path in (kind, *get_args(kind))
             values[name] = Path(value) if is_path else tuple(value) if isinstance(value, list) else value
     return group(**values)

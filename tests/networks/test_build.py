@@ -18,7 +18,7 @@ from tlkit import __version__
 from tlkit.config import Preprocess
 from tlkit.errors import TlkitError
 from tlkit.networks.build import Loaded, architecture, build, save_network, weight_bytes
-from tlkit.networks.stages import freeze
+from tlkit.networks.freezing import freeze
 from tlkit.preprocessing import Preprocessing
 
 CLASSES = (

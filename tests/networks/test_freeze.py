@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tlkit.errors import TlkitError
-from tlkit.networks.stages import freeze, stages, train_mode, trainable_parameters
+from tlkit.networks.freezing import freeze, train_mode, trainable_parameters
+from tlkit.networks.stages import stages
 
 NETWORKS: dict[str, dict[str, Any]] = {
     "resnet18": {"drop_rate": 0.2, "drop_path_rate": 0.5, "drop_block_rate": 0.1, "zero_init_last": False},

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tlkit.reports.curves import shorten
 from tlkit.reports.page import MISTAKES_SHOWN, Mistake, Page, render_page, write_page
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -72,12 +73,31 @@ def evaluate_page(confusion: np.ndarray, classes: list[str], **metrics: Any) -> 
     return Page("evaluate resnet18", summary, "test", classes, per_class, *images_of(confusion), [], "")
 
 
+def history(*names: str) -> list[dict[str, Any]]:
+    """metrics.jsonl of a head in closed form and of three epochs that train the named stages and the head."""
+    solved = {"phase": 1, "epoch": 1, "losses": {"0.01": 0.4, "0.1": 0.3}, "rates": None}
+    rows = [
+        {
+            "phase": 2,
+            "epoch": epoch,
+            "epochs": 3,
+            "losses": {"loss": 1 / epoch, "task": 0.4},
+            "rates": {name: 1e-5 / epoch * 10**k for k, name in enumerate((*names, "head"))},
+            "choosing": {"loss": 0.5, "top1": 0.9},
+            "val": {"loss": 0.6, "top1": 0.8} if epoch == 2 else None,
+        }
+        for epoch in (1, 2, 3)
+    ]
+    return [solved, *rows]
+
+
 class _Reader(HTMLParser):
-    """Collects the text that a reader sees, every start tag and every attribute."""
+    """Collects the text that a reader sees, that of the charts apart, every start tag and every attribute."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.words: list[str] = []
+        self.chart_text: list[str] = []
         self.tags: list[str] = []
         self.attributes: list[tuple[str, str]] = []
         self.feed(html)
@@ -88,7 +108,9 @@ class _Reader(HTMLParser):
         self.attributes += [(name, value or "") for name, value in attrs]
 
     def handle_data(self, data: str) -> None:
-        if self.lasttag != "style":
+        if self.lasttag == "text" and data.strip():
+            self.chart_text.append(data)
+        elif self.lasttag != "style":
             self.words.append(data)
 
 
@@ -124,13 +146,15 @@ def test_says_what_a_finetune_run_did(tmp_path: Path) -> None:
 
 
 def test_is_one_wellformed_outline(tmp_path: Path) -> None:
-    seen = read(finetune_page(tmp_path))
+    seen = read(replace(finetune_page(tmp_path), history=history()))
+    assert seen.tags.count("svg") > 3
     assert seen.tags.count("h1") == seen.tags.count("main") == 1
     levels = [int(tag[1]) for tag in seen.tags if re.fullmatch("h[1-6]", tag)]
     assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
     ids = [value for name, value in seen.attributes if name == "id"]
     assert len(ids) == len(set(ids))
-    references = [value.removeprefix("#") for name, value in seen.attributes if name in ("href", "aria-labelledby")]
+    pointers = ("href", "aria-labelledby", "aria-describedby")
+    references = [value.removeprefix("#") for name, value in seen.attributes if name in pointers]
     assert set(references) <= set(ids)
 
 
@@ -140,6 +164,62 @@ def test_evaluate_has_one_metrics_object_and_no_training() -> None:
     assert "7 of 8 test images right: 87.5 % (95 % interval 52.9 to 97.8)" in seen.text
     assert "What was measured" in seen.text and "Phases" not in seen.text and "Recipe" not in seen.text
     assert "1 mistake, none of them pictured here" in seen.text
+
+
+def test_learning_curves_of_a_run(tmp_path: Path) -> None:
+    page = replace(finetune_page(tmp_path), history=history("stem"))
+    seen, html = read(page), render_page(page)
+    for words in (
+        "Learning curves",
+        "Loss by epoch training: 1.000 in epoch 1, 0.333 in epoch 3; lowest 0.333.",
+        "val: 0.600 in epoch 2.",
+        "Top-1 accuracy by epoch choosing part: 90.0 % in epoch 1, 90.0 % in epoch 3; highest 90.0 %.",
+        "training 1.000 → 0.333",
+        "choosing part 90.0 %",
+        "head up to 1e-4",
+        "stem up to 1e-5",
+        "The choosing part is the part of the images on which epochs and phases are chosen.",
+    ):
+        assert words in seen.text
+    assert ("href", "#curves") in seen.attributes
+    assert seen.tags.count("figure") == 3 + 1  # the charts and a mistake
+    assert [text for text in seen.chart_text if text.isalpha()].count("epoch") == 3
+    assert {"phase 2", "stem", "head", "1e-5"} <= set(seen.chart_text)
+    assert "training, epoch 3: 0.333" in html
+
+
+@pytest.mark.parametrize("rows", [[], history()[:1], [{}, {"losses": {}}], [{"losses": {"loss": float("nan")}}]])
+def test_no_curves_no_section(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    seen = read(replace(finetune_page(tmp_path), history=rows))
+    assert "Learning curves" not in seen.text and "svg" not in seen.tags
+
+
+@pytest.mark.parametrize("row", [{"losses": {"loss": 1}}, {"rates": {"head": 0.1}}, {"val": {"top1": 0.5}}])
+def test_a_lone_figure_is_drawn(row: dict[str, Any], tmp_path: Path) -> None:
+    seen = read(replace(finetune_page(tmp_path), history=[row]))
+    assert "Learning curves" in seen.text and seen.tags.count("figure") == 1 + 1
+
+
+def test_phases_say_what_they_know(tmp_path: Path) -> None:
+    page = finetune_page(tmp_path)
+    phases = [
+        {"stages": ["head"], "epochs": 1, "rates": {"head": 0.001}, "kept": True},
+        {"stages": ["neck", "head"], "epochs": 2, "rates": {"neck": 1e-4, "head": 5e-4}, "kept": False, "why": "worse"},
+        {},
+    ]
+    facts = {"decision": "The first phase was kept.", "stopped": "time limit"}
+    text = read(replace(page, summary={**page.summary, **facts, "phases": phases})).text.replace("\xa0", " ")
+    for words in (
+        "Stopped by time limit",
+        "Phases The first phase was kept. Phase Stages Epochs Peak learning rates Trainable parameters",
+        "Val top-1 Kept Why",
+        "1 head 1 0.001 – – – yes –",
+        "2 neck, head 2 neck 1e-4, head 5e-4 – – – no worse",
+        "3 – – – – – – – –",
+    ):
+        assert words in text
+    plain = read(page).text
+    assert "Phases Stages Epochs Trainable" in plain and "Why" not in plain and "Stopped" not in plain
 
 
 def test_several_splits_are_set_side_by_side(tmp_path: Path) -> None:
@@ -179,8 +259,9 @@ def test_no_image_no_class_no_figures() -> None:
 def page_that_calls_everything(word: str, folder: Path) -> Page:
     page = finetune_page(folder)
     strings = dict.fromkeys(("command", "version", "run", "model", "weights", "strategy", "method", "tta"), word)
+    strings |= dict.fromkeys(("decision", "stopped"), word)
     lists = {
-        "phases": [{"stages": [word], "epochs": 1}],
+        "phases": [{"stages": [word], "epochs": 1, "rates": {word: 0.1, "head": 0.2}, "kept": False, "why": word}],
         "skipped_files": [{"path": word, "reason": word}],
         "preprocessing": {word: word},
         "metrics": {"val": page.summary["metrics"]["val"], word: {"top1": 0.5}},
@@ -195,6 +276,7 @@ def page_that_calls_everything(word: str, folder: Path) -> Page:
         predicted=page.predicted,
         mistakes=[Mistake(folder / "1.jpg", word, word, word, 0.5), Mistake(folder / "gone", word, word, word, 0.5)],
         recipe=word,
+        history=[{**row, "phase": word} for row in history(word, word + "2")],
     )
 
 
@@ -213,6 +295,8 @@ def test_all_text_is_escaped(word: str, tmp_path: Path) -> None:
     assert seen.tags == harmless.tags
     assert [name for name, _ in seen.attributes] == [name for name, _ in harmless.attributes]
     assert seen.text == harmless.text.replace("ants", word).replace("Ants", word.capitalize())
+    assert seen.chart_text == [shorten(text.replace("ants", word)) for text in harmless.chart_text]
+    assert shorten(word) in seen.chart_text
 
 
 def test_odd_file_names_are_shown_as_they_are(tmp_path: Path) -> None:

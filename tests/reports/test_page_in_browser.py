@@ -44,10 +44,24 @@ onload = () => {{
     const [low, high] = [luminance(under), luminance(text)].sort((a, b) => a - b);
     contrasts.push([(high + 0.05) / (low + 0.05), element.tagName + "." + element.className]);
   }}
+  const strokes = [...page.querySelectorAll(".curve path")].map(line => {{
+    const colours = [ground(line, view), rgba(view.getComputedStyle(line).color)];
+    const [low, high] = colours.map(luminance).sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05);
+  }});
+  // Chart text that leaves its drawing, or is smaller on the screen than anyone reads.
+  const cut = [], sizes = [];
+  for (const text of page.querySelectorAll(".chart text")) {{
+    const inner = text.getBoundingClientRect(), outer = text.ownerSVGElement.getBoundingClientRect();
+    if (inner.left < outer.left - 0.5 || inner.right > outer.right + 0.5) cut.push(text.textContent);
+    sizes.push(parseFloat(view.getComputedStyle(text).fontSize) * text.getScreenCTM().a);
+  }}
   document.getElementById("found").textContent = JSON.stringify({{
     width: page.documentElement.clientWidth, scrollWidth: page.documentElement.scrollWidth,
     ground: rgba(view.getComputedStyle(page.body).backgroundColor), title: page.title,
     images: [...page.images].map(image => [image.src.slice(0, 22), image.naturalWidth]),
+    strokes: [strokes.length, Math.min(...strokes)],
+    cut: cut, smallest: Math.min(...sizes), largest: Math.max(...sizes),
     texts: contrasts.length, contrast: contrasts.sort((a, b) => a[0] - b[0])[0],
   }});
 }};
@@ -80,16 +94,33 @@ def page(tmp_path: Path) -> Page:
         "model": EVIL,
         "weights": path,
         "metrics": {"val": metrics, "test": metrics},
-        "phases": [{"stages": ["stem", "stage1", EVIL], "epochs": 3, "trainable_params": 10**9, "seconds": 4000.0}],
+        "phases": [
+            {"stages": ["stem", "stage1", EVIL], "epochs": 3, "trainable_params": 10**9, "seconds": 4000.0},
+            {"stages": [EVIL], "rates": {EVIL: 0.1, "x" * 90: 0.2}, "kept": False, "why": path * 3},
+        ],
+        "decision": path,
+        "stopped": EVIL,
         "skipped_files": [{"path": path, "reason": EVIL}],
         "images": {"train": 10**6, "val": 10**5, "test": 10**5},
         "preprocessing": {"mean": [0.485, 0.456, 0.406], "interpolation": "bicubic"},
     }
+    stages = ["stem", *(f"stage{k}" for k in range(1, 14)), "x" * 90, EVIL]
+    history = [
+        {
+            "phase": 1 + k // 3,
+            "epoch": k,
+            "losses": {"loss": 1e4 / (k + 1)},
+            "rates": {name: 10.0 ** -(15 - i) for i, name in enumerate(stages) if i < 15 - k % 2},
+            "choosing": {"loss": 1.0, "top1": 0.991 + k / 10_000},
+            "val": {"loss": 5.0, "top1": 0.9915},
+        }
+        for k in range(12)
+    ]
     per_class = [{"class": name, "images": 1000, "precision": 0.5, "recall": 1.0, "f1": None} for name in names]
     truth, predicted = np.nonzero(confusion)
     counts = confusion[truth, predicted]
     images = np.repeat(truth, counts), np.repeat(predicted, counts)
-    return Page("finetune pets", summary, "val", names, per_class, *images, mistakes, f"data: {path}\n")
+    return Page("finetune pets", summary, "val", names, per_class, *images, mistakes, f"data: {path}\n", history)
 
 
 def test_runs_nothing_even_without_its_content_security_policy(page: Page, tmp_path: Path) -> None:
@@ -116,6 +147,9 @@ def test_fits_and_can_be_read(page: Page, tmp_path: Path, width: int, scheme: st
     assert (sum(found["ground"][:3]) < 200) == (scheme == "dark")
     assert found["texts"] > 500
     assert found["contrast"][0] >= 4.5, found["contrast"]  # WCAG 2.2 AA, 1.4.3
+    assert found["strokes"][0] > 12 and found["strokes"][1] >= 3  # 1.4.11
+    assert not found["cut"]
+    assert 10 <= found["smallest"] <= found["largest"] <= 16  # pixels
 
 
 def test_written_page_is_painted(page: Page, tmp_path: Path) -> None:

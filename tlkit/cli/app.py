@@ -51,6 +51,9 @@ def finetune(
     data: config.Data,
     network: config.Network,
     transfer: config.Transfer,
+    training: config.Training,
+    unfreezing: config.Unfreezing,
+    augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
     output: config.Output,
@@ -61,6 +64,43 @@ def finetune(
     Writes a run folder: the trained network with its preprocessing and class names, predictions, metrics and a report.
     """
     _start("finetune", locals())
+
+
+@app.command()
+@options_from_configs
+def unfreeze(
+    data: config.Data,
+    start: config.StartingRun,
+    network: config.Network,
+    unfreezing: config.Unfreezing,
+    training: config.Training,
+    augmentation: config.Augmentation,
+    preprocess: config.Preprocess,
+    compute: config.Compute,
+    output: config.Output,
+    resume: config.Resume,
+) -> None:
+    """Transfer a network stage by stage: the new head, then the last stage with it, then the one before, and so on.
+
+    The same as finetune --strategy gradual, and may start from an earlier run (--from).
+    """
+    _start("unfreeze", locals())
+
+
+@app.command()
+@options_from_configs
+def pretrain(
+    data: config.Data,
+    network: config.NewNetwork,
+    training: config.Training,
+    augmentation: config.Augmentation,
+    preprocess: config.Preprocess,
+    compute: config.Compute,
+    output: config.Output,
+    resume: config.Resume,
+) -> None:
+    """Train a network from random weights. Other commands start from its run: --model RUN, or --from RUN."""
+    _start("pretrain", locals())
 
 
 @app.command()

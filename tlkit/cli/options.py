@@ -53,7 +53,8 @@ def _parameters(config: Any) -> Iterator[inspect.Parameter]:
         if opt.positional:
             shown = typer.Argument(help=opt.help, metavar=opt.metavar, show_default=False)
         else:
-            names = [option_name(field.name)] if kind is bool and not opt.stored else []  # no --no-json and the like
+            plain = (kind is bool and not opt.stored) or field.name.endswith("_")  # no --no-json and the like
+            names = [option_name(field.name)] if plain else []
             shown = typer.Option(
                 *names,
                 help=_help(opt),
@@ -129,6 +130,7 @@ def read_recipe(path: Path, command: str, known: dict[str, Any]) -> dict[str, An
     found = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
+        name = f"{name}_" if f"{name}_" in known else name  # a word of Python's, such as from
         if name not in known:
             remedy = did_you_mean(name, known) or f"known keys: {', '.join(sorted(known))}"
             raise TlkitError(f"unknown key '{key}'", where=path, remedy=remedy)
@@ -140,7 +142,8 @@ def read_recipe(path: Path, command: str, known: dict[str, Any]) -> dict[str, An
 def _recipe_value(path: Path, name: str, hint: Any, value: Any) -> Any:
     kind = get_args(hint)[0]
     try:
-        value = _as(kind, value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        value = str(value) if get_args(hint)[1].pattern and number else _as(kind, value)  # lr: 0.01
     except ValueError:
         what = f"key '{name}' has a value of the wrong type: {value!r}"
         raise TlkitError(what, where=path, remedy=f"give {_wanted(kind)}") from None

@@ -15,18 +15,23 @@ from tlkit.errors import TlkitError
 
 
 @contextmanager
-def kept_when_stopped(run: Path, command: str, console: Console, fresh: bool = True) -> Iterator[None]:
+def kept_when_stopped(
+    run: Path, command: str, console: Console, *, fresh: bool = True, keep_state: bool = False
+) -> Iterator[None]:
     """A run that is stopped can be resumed, once its splits and recipe are stored.
 
-    A fresh one that is stopped before, or fails for a mistake in its input, leaves nothing behind.
+    A fresh one that is stopped before, or fails for a mistake in its input, leaves nothing behind; one that has stored
+    a state is always kept.
     """
     state = run / run_folder.STATE
     state.mkdir(exist_ok=True)
     try:
         yield
-        shutil.rmtree(state)
+        if not keep_state:
+            shutil.rmtree(state)
     except BaseException as error:
-        if fresh and (isinstance(error, TlkitError) or not (run / run_folder.RECIPE).is_file()):
+        unusable = isinstance(error, TlkitError) or not (run / run_folder.RECIPE).is_file()
+        if fresh and unusable and not any(state.iterdir()):
             shutil.rmtree(run, ignore_errors=True)  # the same command can be given again
         elif not isinstance(error, TlkitError):
             console.warn(f"go on with: tlkit {command} --resume {run}")

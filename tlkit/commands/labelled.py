@@ -91,6 +91,7 @@ def write_report(
     samples: Samples,
     probabilities: np.ndarray,
     recipe: str,
+    history: Sequence[dict[str, Any]] = (),
 ) -> None:
     """Write ``report.html`` on the given samples, whose labels index ``classes``, as do the columns (N, K)."""
     predicted = probabilities.argmax(1)
@@ -102,5 +103,5 @@ def write_report(
         path, sure = samples.paths[row], float(probabilities[row, guess])
         mistakes.append(Mistake(samples.root / path, path, classes[truth], classes[guess], sure))
     by_class = per_class(predicted, samples.labels, classes)
-    page = Page(title, summary, split, classes, by_class, samples.labels, predicted, mistakes, recipe)
+    page = Page(title, summary, split, classes, by_class, samples.labels, predicted, mistakes, recipe, history)
     write_page(folder / run_folder.REPORT, page)

@@ -86,6 +86,41 @@ def load(dataset: ViewDataset, *, batch_size: int, workers: int | None, pin_memo
     )
 
 
+class _Readable(Dataset):
+    """For each image whether it can be decoded."""
+
+    def __init__(self, root: Path, paths: Sequence[str], min_side: int) -> None:
+        self.root, self.paths, self.min_side = root, paths, min_side
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> BadFile | None:
+        try:
+            decode(self.root / self.paths[row], min_side=self.min_side)
+        except UnreadableImage as error:
+            return BadFile(self.paths[row], str(error))
+        return None
+
+
+def unreadable_files(
+    root: Path,
+    paths: Sequence[str],
+    min_side: int,
+    *,
+    workers: int | None = None,
+    progress: Progress = silent,
+) -> list[BadFile]:
+    """The files that cannot be decoded, before a training run starts that would stumble over them."""
+    count, bad, done = default_workers(len(paths)) if workers is None else workers, [], 0
+    loader = DataLoader(_Readable(root, paths, min_side), batch_size=32, num_workers=count, collate_fn=list)
+    for found in loader:
+        bad += [file for file in found if file is not None]
+        done += len(found)
+        progress("reading", done, len(paths))
+    return bad
+
+
 def default_workers(images: int) -> int:
     """Decoding processes that pay for their start: none for a handful of images, at most one a core, at most 8.
 

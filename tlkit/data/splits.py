@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -100,6 +101,31 @@ def _choose_groups(
             remedy="ask for another share, or name smaller groups",
         )
     return np.concatenate(chosen)
+
+
+def choosing_part(samples: Samples, *, on_val: bool, seed: int, share: float = 0.2) -> tuple[str, np.ndarray]:
+    """The images on which epochs, phases and the like are chosen, so that nothing that is reported was used to choose.
+
+    That is val where there is a test split to report, or where it is asked for; else a stratified part of train.
+
+    Args:
+        samples: With splits.
+        on_val: Choose on val in any case.
+        seed: Of the part of train.
+        share: Of each class in train; each keeps two images to be trained on.
+
+    Returns:
+        Where they are from (``val`` or ``train``), and their mask (N); ``""`` where there are too few images.
+    """
+    val = samples.splits == "val"
+    if val.any() and (on_val or "test" in samples.splits):
+        return "val", val
+    train = np.flatnonzero(samples.splits == "train")
+    mask = np.zeros(len(samples), dtype=bool)
+    part = replace(samples.take(train), splits=np.full(len(train), "", dtype="<U5"))
+    with suppress(TlkitError):  # groups that cannot be divided
+        mask[train[split(part, val=share, test=0, seed=seed).splits == "val"]] = True
+    return ("train", mask) if mask.any() else ("", mask)
 
 
 def folds(labels: np.ndarray, groups: Sequence[str] | np.ndarray, seed: int, count: int = 5) -> list[np.ndarray]:

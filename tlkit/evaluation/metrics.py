@@ -35,9 +35,15 @@ def metrics(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     occur, total = np.unique(labels, return_counts=True)
     hits = np.bincount(labels[right], minlength=classes)[occur]
     out["balanced_accuracy"] = float((hits / total).mean())
-    out["loss"] = float(-np.log(np.maximum(of_truth.astype(np.float64), np.finfo(np.float32).tiny)).mean())
+    out["loss"] = float(image_losses(probabilities, labels).mean())
     out["ece"] = calibration_error(probabilities.max(1), right)
     return out
+
+
+def image_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood in nats of each image (N), of probabilities (N, K); never infinite."""
+    of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return -np.log(np.maximum(of_truth, np.finfo(np.float32).tiny))
 
 
 def wilson(hits: int, count: int, z: float = 1.959964) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 from tlkit import __version__, config, run_folder
 from tlkit.errors import TlkitError, did_you_mean
-from tlkit.networks import imagenet
+from tlkit.networks import imagenet, variants
 from tlkit.networks.weights import (
     cached_file,
     first_line,
@@ -40,6 +40,7 @@ class Loaded:
         classes: What its outputs mean; None where nobody knows.
         weights: Where its weights come from, in words.
         remarks: What a person should know about how they were matched.
+        stem: The network's own (``standard``), or the one for small images (``small``).
     """
 
     network: nn.Module
@@ -48,9 +49,20 @@ class Loaded:
     classes: tuple[str, ...] | None
     weights: str
     remarks: list[str] = field(default_factory=list)
+    stem: str = "standard"
+
+    @property
+    def title(self) -> str:
+        """What to call the network where a person reads it."""
+        return self.name if self.stem == "standard" else f"{self.name} ({self.stem} stem)"
 
 
-def build(model: str, weights: str, preprocess: config.Preprocess | None = None) -> Loaded:
+def build(
+    model: str,
+    weights: str,
+    preprocess: config.Preprocess | None = None,
+    stem: Literal["standard", "small"] = "standard",
+) -> Loaded:
     """Build a network.
 
     Args:
@@ -58,19 +70,23 @@ def build(model: str, weights: str, preprocess: config.Preprocess | None = None)
         weights: ``default`` (a run's own; else an installed package that carries them, else the hub), ``random`` (call
             `torch.manual_seed` first), a file, or the folder of a run.
         preprocess: What to use instead of the preprocessing that goes with the weights.
+        stem: ``small`` is for small images (`tlkit.networks.variants`); a run has its own, whichever is asked for by
+            default.
 
     Raises:
-        TlkitError: Unknown name, no weights, or weights that do not fit.
+        TlkitError: Unknown name, no weights, weights that do not fit, or a family without a small stem.
     """
     preprocess = preprocess or config.Preprocess()
     if run_folder.is_run(model):
-        return _from_run(Path(model), weights, preprocess)
+        return _from_run(Path(model), weights, preprocess, stem)
     name, size = _known_name(model), preprocess.image_size
     if run_folder.is_run(weights):
         found = architecture(Path(weights))
         if found != name.split(".")[0]:
             raise TlkitError(f"this run holds a {found}, not a {name}", where=weights, remedy=f"give --model {weights}")
-        return _from_run(Path(weights), "default", preprocess)
+        return _from_run(Path(weights), "default", preprocess, stem)
+    if stem == "small":
+        _refuse_small_stem(name, weights)
     remarks: list[str] = []
     if weights == "default" and (packaged := package_file(name)):
         network = _create(name, size)
@@ -79,16 +95,16 @@ def build(model: str, weights: str, preprocess: config.Preprocess | None = None)
     elif weights == "default":
         network, source = _from_hub(name, size), "hub"
     elif weights == "random":
-        network, source = _create(name, size), "random"
+        network, source = _create(name, size, stem=stem), "random"
     else:
-        network, remarks = _from_file(name, size, Path(weights))
+        network, remarks = _from_file(name, size, Path(weights), stem)
         source = weights
     # a head that is new, or that the file did not have, means nothing yet
     classes = None if weights == "random" or remarks else imagenet.class_names(network)
     if classes and source == weights:
         remarks.append(f"the {len(classes)} outputs of {weights} are taken for ImageNet's classes")
     kept = Preprocessing.from_timm(resolve_model_data_config(network))
-    return Loaded(_ready(network, size), name, _override(kept, preprocess), classes, source, remarks)
+    return Loaded(_ready(network, size), name, _override(kept, preprocess), classes, source, remarks, stem)
 
 
 def save_network(folder: Path, loaded: Loaded) -> None:
@@ -123,7 +139,7 @@ def architecture(run: Path) -> str:
     Raises:
         TlkitError: The run's configuration is broken.
     """
-    return str(_config(run)["architecture"])
+    return variants.described_by(_config(run))[0]
 
 
 def _config(run: Path) -> dict[str, Any]:
@@ -134,12 +150,26 @@ def _config(run: Path) -> dict[str, Any]:
     return stored
 
 
-def _from_run(run: Path, weights: str, preprocess: config.Preprocess) -> Loaded:
+def _refuse_small_stem(name: str, weights: str) -> None:
+    """Raise where there is no such network with a small stem, or where there are no such weights for it."""
+    if name.startswith("hf-hub:") or not variants.has_small_stem(name):
+        remedy = "leave it out, or choose a ResNet, ResNeXt, Wide ResNet or DenseNet by its timm name"
+        raise TlkitError(f"{name} has no small stem", where="--stem", remedy=remedy)
+    if weights == "default":
+        remedy = "give --weights random, a run or a file that has it, or leave out --stem"
+        raise TlkitError("there are no public weights for the small stem", where="--stem", remedy=remedy)
+
+
+def _from_run(run: Path, weights: str, preprocess: config.Preprocess, stem: str) -> Loaded:
     if weights not in ("default", "random", str(run)):
         raise TlkitError(
             "a run brings its own weights", where="--weights", remedy="leave it out, or give --model a name"
         )
     stored = _config(run)
+    name, own_stem = variants.described_by(stored)
+    if stem not in ("standard", own_stem):
+        remedy = "leave out --stem, or start from random weights"
+        raise TlkitError(f"the network of {run} has the {own_stem} stem", where="--stem", remedy=remedy)
     ours = stored.get("tlkit") or {}
     own = weights != "random"
     try:
@@ -156,7 +186,7 @@ def _from_run(run: Path, weights: str, preprocess: config.Preprocess) -> Loaded:
     classes = tuple(stored.get("label_names") or ()) or None
     network = _ready(network, preprocess.image_size)
     source = f"run {run}" if own else "random"
-    return Loaded(network, stored["architecture"], _override(kept, preprocess), classes, source)
+    return Loaded(network, name, _override(kept, preprocess), classes, source, stem=own_stem)
 
 
 def _from_hub(name: str, image_size: int | None) -> nn.Module:
@@ -176,13 +206,13 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
         raise no_weights(name, error) from error
 
 
-def _from_file(name: str, image_size: int | None, file: Path) -> tuple[nn.Module, list[str]]:
+def _from_file(name: str, image_size: int | None, file: Path, stem: str) -> tuple[nn.Module, list[str]]:
     state = read_weights(file)
-    network = _create(name, image_size)
+    network = _create(name, image_size, stem=stem)
     try:
         return network, load_matching(network, state, str(file))
     except TlkitError:
-        if image_size is None:
+        if image_size is None or stem != "standard":
             raise
     network = _create(name, None)
     remarks = load_matching(network, state, str(file))  # they are for the network's own size: timm interpolates them
@@ -192,15 +222,20 @@ def _from_file(name: str, image_size: int | None, file: Path) -> tuple[nn.Module
     return network, remarks
 
 
-def _create(name: str, image_size: int | None, *, weights: dict[str, Any] | None = None) -> nn.Module:
+def _create(
+    name: str, image_size: int | None, *, weights: dict[str, Any] | None = None, stem: str = "standard"
+) -> nn.Module:
     """A network by timm's name; one of a fixed input size is made for ``image_size``.
 
     Args:
         name: Also ``local-dir:FOLDER`` or ``hf-hub:REPOSITORY``.
         image_size: In pixels; by default the network's own.
         weights: Where timm is to find weights other than where it usually does; None for random ones.
+        stem: Of a network that is not from a folder.
     """
     try:
+        if stem != "standard":  # of a family that takes images of any size
+            return timm.create_model(variants.NAME, base=name, stem=stem)
         given = resolve_model_input_args(name, {"img_size": image_size}, pretrained_cfg_overlay=weights)
         network = timm.create_model(**given, pretrained=weights is not None)
     except (AssertionError, ValueError) as error:
@@ -244,7 +279,7 @@ def _known_name(model: str) -> str:
         except Exception as error:  # as in _from_hub
             raise no_weights(model, error) from error
         return model
-    if timm.is_model(name):
+    if timm.is_model(name) and name != variants.NAME:
         tags = timm.list_pretrained(f"{name}.*")
         if tag and model not in tags:
             remedy = did_you_mean(model, tags) or f"known are {', '.join(tags) or 'none'}"

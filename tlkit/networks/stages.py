@@ -1,4 +1,4 @@
-"""A network's stages: an ordered partition of its parameters, stem first, head last; and freezing, stated over it.
+"""A network's stages: an ordered partition of its parameters, stem first, head last.
 
 Freezing, gradual unfreezing, layer-wise rates, feature extraction points and parameter reports all use this partition.
 """
@@ -6,11 +6,10 @@ Freezing, gradual unfreezing, layer-wise rates, feature extraction points and pa
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from tlkit.errors import TlkitError, did_you_mean
 
@@ -220,52 +219,3 @@ def find_stages(network: nn.Module, names: Collection[str]) -> tuple[Stage, ...]
             remedy = did_you_mean(name, known) or f"it has {', '.join(known)}"
             raise TlkitError(f"the network has no stage '{name}'", where="stage", remedy=remedy)
     return tuple(stage for stage in known.values() if stage.name in names)
-
-
-def freeze(network: nn.Module, names: Collection[str]) -> None:
-    """Freeze the named stages and no others.
-
-    A frozen stage has no gradients, and stays in evaluation mode through every later ``.train()``, of the network or of
-    whatever holds it, and in its copies: batch norm keeps its running statistics, dropout and stochastic depth are off.
-
-    Args:
-        network: Any timm network.
-        names: Stages to freeze; an empty collection unfreezes everything.
-
-    Raises:
-        TlkitError: The network has no stage of that name.
-    """
-    frozen = find_stages(network, names)
-    for stage in stages(network):
-        held = stage in frozen
-        for parameter in stage.parameters:
-            network.get_parameter(parameter).requires_grad_(not held)
-        for name in stage.modules:
-            _hold_in_eval(network.get_submodule(name), held)
-
-
-def _hold_in_eval(module: nn.Module, held: bool) -> None:
-    module.__dict__.pop("train", None)
-    if held:
-        module.training = False
-        module.train = partial(_train_what_is_inside, module)  # type: ignore[method-assign]
-
-
-def _train_what_is_inside(module: nn.Module, mode: bool = True) -> nn.Module:
-    """What ``.train()`` does to a frozen module, which may hold others that are not (a network whose head is frozen).
-
-    With `partial` rather than as a bound method it survives pickling.
-    """
-    for child in module.children():
-        child.train(mode)
-    return module
-
-
-def train_mode(module: nn.Module) -> None:
-    """Put what is trained into training mode; what `freeze` froze stays in evaluation mode, buffers untouched."""
-    module.train()
-
-
-def trainable_parameters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors of what is not frozen."""
-    return ((name, tensor) for name, tensor in network.named_parameters() if tensor.requires_grad)

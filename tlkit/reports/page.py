@@ -17,6 +17,7 @@ import numpy as np
 
 from tlkit import __version__
 from tlkit.data.decode import UnreadableImage, decode
+from tlkit.reports import curves
 from tlkit.run_folder import write_text
 
 MATRIX_CLASSES = 25  # a larger confusion matrix is read as a list of its largest cells
@@ -71,6 +72,7 @@ class Page:
         predicted: Predicted class of each (N).
         mistakes: Wrong predictions, most confident first; the page pictures the first ones.
         recipe: The effective recipe, as YAML text.
+        history: Rows of ``metrics.jsonl``, one for each epoch of each phase; without them there are no learning curves.
     """
 
     title: str
@@ -82,6 +84,7 @@ class Page:
     predicted: np.ndarray
     mistakes: Sequence[Mistake]
     recipe: str
+    history: Sequence[Mapping[str, Any]] = ()
 
 
 def write_page(path: Path, page: Page) -> None:
@@ -106,6 +109,8 @@ def render_page(page: Page) -> str:
         all_metrics=_all_metrics(page.summary),
         metric_names=METRICS,
         facts=_facts(page),
+        phases=_phases(page.summary),
+        charts=curves.charts(page.history),
         matrix=_matrix(page) if len(page.classes) <= MATRIX_CLASSES else None,
         confusions=confusions,
         confusions_left_out=confusions_in_all - len(confusions),
@@ -130,7 +135,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     filters = (("percent", _percent), ("points", _points), ("metric", _metric), ("duration", _duration))
-    environment.filters |= dict((*filters, ("plain", _plain)))
+    environment.filters |= dict((*filters, ("plain", _plain), ("rates", _rates), ("curve", _curve)))
+    environment.filters["short"] = curves.shorten
     return environment.get_template("page.html")
 
 
@@ -176,9 +182,17 @@ def _facts(page: Page) -> list[tuple[str, Any]]:
         ("Device", summary.get("device")),
         ("Precision", summary.get("precision")),
         ("Time", _duration(summary["seconds"]) if summary.get("seconds") is not None else None),
+        ("Stopped by", summary.get("stopped")),
         ("Run", summary.get("run")),
     ]
     return [(name, value) for name, value in facts if value not in (None, "", {})]
+
+
+def _phases(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The phases in their order, and which columns any of them fills beyond those that all have."""
+    rows = summary.get("phases") or []
+    extra = {key for key in ("rates", "kept", "why") if any(row.get(key) not in (None, "", {}) for row in rows)}
+    return {"rows": rows, "numbered": len(rows) > 1, "extra": extra}
 
 
 def _matrix(page: Page) -> list[tuple[str, list[tuple[int, float]]]]:
@@ -254,6 +268,19 @@ def _duration(seconds: float | None) -> str:
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+
+
+def _rates(rates: Mapping[str, float] | None) -> str:
+    """Learning rates by stage; a single one where all stages have the same."""
+    known = {_plain(name): curves.rate_text(rate) for name, rate in (rates or {}).items() if not _undefined(rate)}
+    if len(set(known.values())) == 1:
+        return next(iter(known.values()))
+    # The space that does not break keeps a rate with its stage.
+    return ", ".join(f"{name}\N{NO-BREAK SPACE}{rate}" for name, rate in known.items()) or ABSENT
+
+
+def _curve(value: float, key: str) -> str:
+    return curves.rate_text(value) if key == "rate" else _metric(value, key)
 
 
 def _plain(value: Any) -> str:

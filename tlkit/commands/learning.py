@@ -1,0 +1,444 @@
+"""What the commands that train share: data, network, phases, results, and going on after a stop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from tlkit import __version__, compute, config, run_folder
+from tlkit.commands.console import Console
+from tlkit.commands.keeping import kept_when_stopped
+from tlkit.commands.labelled import (
+    metrics_table,
+    report_skipped,
+    skipped,
+    stored_split,
+    write_predictions,
+    write_report,
+)
+from tlkit.commands.planning import show_plan
+from tlkit.data.folders import SPLITS, Samples, read_samples
+from tlkit.data.loading import ViewDataset, refuse_bad_files, unreadable_files
+from tlkit.data.splits import choosing_part, split, with_groups
+from tlkit.data.transforms import center, center_and_mirror, least_side
+from tlkit.errors import TlkitError, UsageError
+from tlkit.evaluation.metrics import metrics
+from tlkit.networks.build import Loaded, build, save_network, weight_bytes
+from tlkit.networks.complexity import noise, stage_costs
+from tlkit.networks.stages import stages
+from tlkit.training import strategies
+from tlkit.training.checkpoint import Checkpoint, read_checkpoint
+from tlkit.training.closed_head import HeadOptions
+from tlkit.training.features import extract
+from tlkit.training.optimizers import check_name
+from tlkit.training.phases import Decision
+from tlkit.training.strategies import Situation
+from tlkit.training.trainer import Settings, Trainer
+
+TRAIN_VIEWS = {"center": center, "flip": center_and_mirror}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a command that trains was asked for.
+
+    Args:
+        command: Its name.
+        groups: Its option groups as given, for the recipe.
+        strategy: Name of the strategy; ``random`` trains everything from random weights.
+        model: A timm name, or a run.
+        weights: As `tlkit.networks.build.build` takes them.
+        stem: ``standard`` or ``small``.
+        train_views: Of the images that a linear head is fitted on.
+        preset: Augmentation where none is given.
+    """
+
+    command: str
+    groups: tuple[config.Checked, ...]
+    strategy: str
+    model: str
+    weights: str
+    data: config.Data
+    training: config.Training
+    augmentation: config.Augmentation
+    preprocess: config.Preprocess
+    compute: config.Compute
+    unfreezing: config.Unfreezing = field(default_factory=config.Unfreezing)
+    stem: str = "standard"
+    train_views: str = "center"
+    preset: Literal["light", "standard"] = "light"
+
+    def __post_init__(self) -> None:
+        check_name(self.training.optimizer)
+        refuse_idle(self)
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return config.effective_recipe(self.command, self.groups)
+
+    @property
+    def name(self) -> str:
+        """The strategy's name for people: training everything is full, whatever it starts from."""
+        return "full" if self.strategy == "random" else self.strategy
+
+    @property
+    def rate(self) -> float:
+        """Highest learning rate; 1 where it is to be searched for."""
+        given = self.training.lr
+        if self.strategy == "probe" or given == "auto":
+            return 1.0
+        return float(given) if given else strategies.default_rate(self.strategy, self.training.optimizer)
+
+
+def refuse_idle(options: Options) -> None:
+    """Raise where an option was given that would do nothing: nobody should believe that it did.
+
+    Raises:
+        TlkitError: Names the option.
+    """
+    name, training = options.strategy, options.training
+    uses_loop = name != "probe"
+    schedule = training.schedule
+    idle: list[tuple[config.Checked, tuple[str, ...], bool, str]] = [
+        (options.unfreezing, ("stages", "epochs_per_stage", "order"), name != "gradual", f"--strategy {name}"),
+        (training, tuple(one.name for one in fields(training)), not uses_loop, f"--strategy {name}"),
+        (
+            options.augmentation,
+            ("augment", "mixup", "cutmix", "label_smoothing", "balanced_sampling"),
+            not uses_loop,
+            f"--strategy {name}",
+        ),
+        (training, ("epochs",), name == "gradual", "gradual unfreezing: give --epochs-per-stage"),
+        (training, ("patience",), name == "auto", "--strategy auto, which judges whole phases"),
+        (training, ("layer_decay",), name in ("full", "lp-ft", "random"), f"--strategy {options.name}"),
+        (training, ("anchor",), options.weights == "random", "random weights"),
+        (training, ("min_lr",), schedule != "cosine", f"--schedule {schedule}"),
+        (training, ("step_every", "gamma"), schedule not in ("step", "plateau"), f"--schedule {schedule}"),
+        (training, ("warmup",), schedule == "one-cycle", "--schedule one-cycle, which has a rise of its own"),
+    ]
+    for group, names, is_idle, why in idle:
+        defaults = type(group)()
+        for option in names:
+            if is_idle and getattr(group, option) != getattr(defaults, option):
+                flag = config.option_name(option)
+                raise TlkitError(f"does nothing with {why}", where=flag, remedy=f"leave {flag} out")
+    if options.train_views != "center" and not strategies.uses_solver(name):
+        raise TlkitError(f"does nothing with --strategy {name}", where="--train-views", remedy="leave it out")
+
+
+Make = Callable[..., Options]
+
+
+def learn(
+    make: Make, groups: tuple[Any, ...], output: config.Output, resume: config.Resume, console: Console
+) -> dict[str, Any]:
+    """Train as the options say, or go on with a run.
+
+    Args:
+        make: Options from the command's groups.
+        groups: The groups as given.
+        output: Where to.
+        resume: The run to go on with.
+        console: Who is told.
+    """
+    started = time.monotonic()
+    if resume.resume is not None:
+        return _go_on(make, groups, resume.resume, console, started)
+    options = make(*groups)
+    run_folder.refuse_existing(output.out)
+    samples = _read(options)
+    loaded = _build(options, console)
+    for remark in samples.remarks():
+        console.warn(remark)
+    if output.plan:
+        return _plan(options, samples, loaded, console)
+    copies = 1 if options.strategy == "probe" else 6  # weights, optimiser, best so far: in the stored state
+    run_folder.require_space(output.out, copies * weight_bytes(loaded.network))
+    run = run_folder.new_run(output.out, options.command)
+    with kept_when_stopped(run, options.command, console, keep_state=options.training.keep_state):
+        rows = zip(samples.paths, (samples.classes[label] for label in samples.labels), samples.splits, strict=True)
+        run_folder.write_rows(run / run_folder.SPLITS, ("path", "label", "split"), rows)
+        run_folder.write_recipe(run, options.recipe)  # after the splits: who finds it can resume
+        return _train(options, samples, loaded, run, None, console, started)
+
+
+def _go_on(make: Make, groups: tuple[Any, ...], run: Path, console: Console, started: float) -> dict[str, Any]:
+    recipe, command = run_folder.read_recipe(run), make.__module__.rpartition(".")[2]
+    if recipe.get("command") != command:
+        raise TlkitError(f"this is a run of '{recipe.get('command')}'", where=run, remedy="resume it with that command")
+    if (run / run_folder.SUMMARY).is_file():
+        console.line(f"{run} is finished; its report is {run / run_folder.REPORT}")
+        return run_folder.read_json(run / run_folder.SUMMARY)
+    options = make(*(config.group_from_recipe(type(group), recipe) for group in groups))
+    stored = read_checkpoint(run)
+    samples = stored_split(_labelled(options), run)
+    samples = samples.take(samples.splits != "")
+    _refuse_too_few(samples, options)
+    loaded = _build(options, console)
+    if stored is None:
+        (run / run_folder.METRICS).unlink(missing_ok=True)
+    keep = options.training.keep_state
+    with kept_when_stopped(run, command, console, fresh=False, keep_state=keep):
+        return _train(options, samples, loaded, run, stored, console, started)
+
+
+def _read(options: Options) -> Samples:
+    """The images with labels and splits, checked for what training needs."""
+    data, samples = options.data, _labelled(options)
+    if not samples.splits.any():
+        samples = split(samples, val=data.val_fraction, test=data.test_fraction, seed=options.compute.seed)
+    _refuse_too_few(samples, options)
+    return samples
+
+
+def _labelled(options: Options) -> Samples:
+    """The images with labels, groups, and the splits that the data brings."""
+    data = options.data
+    if data.data is None:
+        raise UsageError("missing argument DATA", where=f"tlkit {options.command}", remedy="give the folder of images")
+    samples = read_samples(data.data)
+    if len(samples.classes) < 2:
+        what = f"only one class ({samples.classes[0]})" if samples.classes else "no classes"
+        raise TlkitError(what, where=data.data, remedy="a classifier needs at least two class folders")
+    return with_groups(samples, data.group_regex) if data.group_regex is not None else samples
+
+
+def _refuse_too_few(samples: Samples, options: Options, which: str = "") -> None:
+    of_train = np.bincount(samples.labels[samples.splits == "train"], minlength=len(samples.classes))
+    if (of_train < 2).any():
+        few = int(of_train.argmin())
+        images = {0: "no training image", 1: "a single training image"}[int(of_train[few])]
+        remedy = "each class needs at least two: add images, or remove the class"
+        raise TlkitError(f"class '{samples.classes[few]}' has {images}{which}", where=options.data.data, remedy=remedy)
+    if options.data.select_on == "val" and "val" not in samples.splits:
+        raise TlkitError("there is no val split to choose on", where="--select-on", remedy="leave it out")
+
+
+def _build(options: Options, console: Console) -> Loaded:
+    torch.manual_seed(options.compute.seed)
+    loaded = build(options.model, options.weights, options.preprocess)
+    for remark in loaded.remarks:
+        console.warn(remark)
+    return loaded
+
+
+def _train(
+    options: Options,
+    samples: Samples,
+    loaded: Loaded,
+    run: Path,
+    stored: Checkpoint | None,
+    console: Console,
+    started: float,
+) -> dict[str, Any]:
+    console.say(f"{loaded.name}, weights: {loaded.weights}; {_counts(samples)}")
+    accelerator = compute.accelerator(options.compute)
+    began = time.monotonic()
+    features = None
+    if stored is not None:
+        left_out = list(stored.values["skipped"])
+        bad_paths = {file["path"] for file in left_out}
+        samples = samples.take(np.array([path not in bad_paths for path in samples.paths]))
+    else:
+        count = len(samples)
+        if strategies.uses_solver(options.strategy):
+            _ready_classifier(loaded, len(samples.classes))
+            dataset = ViewDataset(samples.root, samples.paths, loaded.preprocessing, TRAIN_VIEWS[options.train_views])
+            features = extract(
+                loaded.network,
+                dataset,
+                accelerator=accelerator,
+                batch_size=options.compute.batch_size,
+                workers=options.compute.workers,
+                progress=console.progress,
+            )
+            bad, readable = features.bad, features.rows
+        else:
+            side, workers = least_side(loaded.preprocessing), options.compute.workers
+            bad = unreadable_files(samples.root, samples.paths, side, workers=workers, progress=console.progress)
+            unreadable = {file.path for file in bad}
+            readable = np.flatnonzero([path not in unreadable for path in samples.paths])
+        refuse_bad_files(bad, count, samples.root, options.data.on_error)
+        report_skipped(console, bad)
+        samples, left_out = samples.take(readable), skipped(bad)
+    _refuse_too_few(samples, options, " that can be read")
+    chosen_on, choosing = _choosing(options, samples)
+    _new_head(options, loaded, samples)
+    trainer = Trainer(
+        loaded,
+        samples,
+        choosing,
+        _settings(options, samples),
+        accelerator=accelerator,
+        run=run,
+        features=features,
+        features_seconds=time.monotonic() - began,
+        notes={"skipped": left_out},
+        say=console.say,
+        progress=console.progress,
+    )
+    if stored is not None:
+        trainer.restore(stored)
+        state = trainer.state
+        console.say(f"going on with phase {len(state.outcomes) + 1}, epoch {state.phase.place.epoch + 1}")
+    situation = _situation(options, samples, choosing, chosen_on, loaded)
+    with trainer.saved_when_stopped():
+        plan = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
+        decision = trainer.carry_out(plan)
+        probabilities = trainer.predict_all()
+        return _results(options, trainer, decision, probabilities, chosen_on, left_out, console, started)
+
+
+def _ready_classifier(loaded: Loaded, classes: int) -> None:
+    if not loaded.network.num_classes:  # some backbones (DINOv2, CLIP) come without a classifier
+        loaded.network.reset_classifier(classes)  # type: ignore[operator]
+
+
+def _new_head(options: Options, loaded: Loaded, samples: Samples) -> None:
+    """A fresh classifier, unless the network knows these very classes or its head is to be fitted in closed form."""
+    if not strategies.uses_solver(options.strategy) and loaded.classes != samples.classes:
+        torch.manual_seed(options.compute.seed)
+        loaded.network.reset_classifier(len(samples.classes))  # type: ignore[operator]
+
+
+def _choosing(options: Options, samples: Samples) -> tuple[str, np.ndarray]:
+    """Name and mask of the images on which epochs and phases are chosen."""
+    if not strategies.chooses(options.strategy, options.training):
+        return "", np.zeros(len(samples), dtype=bool)
+    return choosing_part(samples, on_val=options.data.select_on == "val", seed=options.compute.seed)
+
+
+def _settings(options: Options, samples: Samples) -> Settings:
+    images = int((samples.splits == "train").sum())
+    return Settings(
+        training=options.training,
+        augmentation=replace(options.augmentation, augment=options.augmentation.augment or options.preset),
+        compute=options.compute,
+        batch_size=options.compute.batch_size or default_batch_size(images, options.strategy),
+        patience=strategies.patience(options.strategy, options.training),
+        head=HeadOptions(
+            seed=options.compute.seed,
+            balanced=options.augmentation.class_weights == "balanced",
+            on_val=options.data.select_on == "val",
+        ),
+        train_view=TRAIN_VIEWS[options.train_views],
+    )
+
+
+def default_batch_size(images: int, strategy: str) -> int:
+    """A power of two that leaves at least eight steps in an epoch: 8 to 32, or to 128 from random weights."""
+    largest = 128 if strategy == "random" else 32
+    return next((size for size in (128, 64, 32, 16) if size <= largest and images >= 8 * size), 8)
+
+
+def _situation(options: Options, samples: Samples, choosing: np.ndarray, chosen_on: str, loaded: Loaded) -> Situation:
+    names = tuple(stage.name for stage in stages(loaded.network))
+    costs = dict.fromkeys(names, 0.0)
+    if options.strategy == "auto":
+        costs = stage_costs(loaded.network, noise(loaded.network, loaded.preprocessing))
+    train = samples.splits == "train"
+    return Situation(
+        stages=names,
+        costs=tuple(costs[name] for name in names),
+        trained_on=int((train & ~choosing).sum()),
+        chosen_on=int(choosing.sum()),
+        choosing_is_apart=chosen_on == "train",
+        seen=len(samples),
+        lr=options.rate,
+    )
+
+
+def _results(
+    options: Options,
+    trainer: Trainer,
+    decision: Decision,
+    probabilities: np.ndarray,
+    chosen_on: str,
+    left_out: list[dict[str, str]],
+    console: Console,
+    started: float,
+) -> dict[str, Any]:
+    """Write what a finished run leaves, and tell it."""
+    run, samples, loaded = trainer.run, trainer.samples, trainer.loaded
+    phases = trainer.state.phases
+    used = {chosen_on} | {phase.get("chosen_on") for phase in phases}
+    found = {}
+    for name in ("val", "test"):
+        rows = samples.splits == name
+        if rows.any():
+            found[name] = metrics(probabilities[rows], samples.labels[rows]) | {"used_for_selection": name in used}
+    save_network(run, replace(loaded, network=trainer.network, classes=samples.classes))
+    stopped = next((phase["stopped"] for phase in phases if phase.get("stopped") == "time limit"), "")
+    summary = {
+        "run": str(run),
+        "model": loaded.name,
+        "weights": loaded.weights,
+        "strategy": options.name,
+        "classes": list(samples.classes),
+        "images": {name: int((samples.splits == name).sum()) for name in SPLITS if (samples.splits == name).any()},
+        **({"choosing": {"on": chosen_on, "images": int(trainer.choosing.sum())}} if chosen_on else {}),
+        "metrics": found,
+        "phases": phases,
+        **({"decision": decision.told} if decision.told else {}),
+        **({"stopped": stopped} if stopped else {}),
+        "skipped_files": left_out,
+        "preprocessing": loaded.preprocessing.to_dict(),
+        "device": str(trainer.accelerator.device),
+        "precision": trainer.accelerator.mixed_precision,
+    }
+    write_predictions(run, samples, probabilities, left_out)
+    told = {
+        "command": options.command,
+        "version": __version__,
+        "seconds": round(time.monotonic() - started, 3),
+    } | summary
+    reported = next((name for name in ("test", "val") if name in found), "train")
+    part = samples.splits == reported
+    title = f"{options.command} {(options.data.data or run).absolute().name}"
+    recipe = (run / run_folder.RECIPE).read_text(encoding="utf-8")
+    write_report(
+        run,
+        title,
+        told,
+        reported,
+        samples.classes,
+        samples.take(part),
+        probabilities[part],
+        recipe,
+        trainer.state.history,
+    )
+    run_folder.write_json(run / run_folder.SUMMARY, told)  # last: it says that the run is finished
+    _tell(console, summary, run)
+    return summary
+
+
+def _tell(console: Console, summary: dict[str, Any], run: Path) -> None:
+    if summary["metrics"]:
+        metrics_table(console, f"{summary['model']}, {summary['strategy']}", summary["metrics"])
+    else:
+        console.line("trained on all images: there are none left to measure on (see --val-fraction)")
+    if "decision" in summary:
+        console.line(f"auto    {summary['decision']}")
+    if "stopped" in summary:
+        console.line(f"stopped by the {summary['stopped']}")
+    console.line(f"run     {run}")
+    console.line(f"report  {run / run_folder.REPORT}")
+    console.line(f"next    tlkit predict {run} PHOTOS")
+
+
+def _counts(samples: Samples) -> str:
+    parts = [f"{(samples.splits == name).sum()} {name}" for name in SPLITS if (samples.splits == name).any()]
+    return f"{len(samples.classes)} classes, images: {', '.join(parts)}"
+
+
+def _plan(options: Options, samples: Samples, loaded: Loaded, console: Console) -> dict[str, Any]:
+    chosen_on, choosing = _choosing(options, samples)
+    situation = _situation(options, samples, choosing, chosen_on, loaded)
+    plan = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
+    return show_plan(options, samples, loaded, situation, plan, console)

@@ -1,0 +1,546 @@
+"""Carries out a strategy's phases on a network, and keeps a state from which a stopped run goes on exactly."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from tlkit import config, run_folder
+from tlkit.data.batches import BatchPlan
+from tlkit.data.folders import Samples
+from tlkit.data.loading import Progress, ViewDataset, silent
+from tlkit.data.training import Mixing, TrainingBatches, TrainingDataset
+from tlkit.data.transforms import View, center
+from tlkit.errors import TlkitError
+from tlkit.evaluation.metrics import image_losses, metrics
+from tlkit.evaluation.predict import collect, predict_batches
+from tlkit.networks.build import Loaded
+from tlkit.networks.forward import channels_last, classify
+from tlkit.networks.freezing import freeze
+from tlkit.networks.stages import stages
+from tlkit.training import rate_finder, schedules
+from tlkit.training.checkpoint import FILE, Checkpoint, Due, optimizer_state, restore_optimizer, write_checkpoint
+from tlkit.training.closed_head import HeadOptions, fit_closed, fold
+from tlkit.training.features import Features, extract
+from tlkit.training.fit import Diverged, Place, fit, held_signals
+from tlkit.training.objectives import Supervised
+from tlkit.training.optimizers import create_optimizer, parameter_groups
+from tlkit.training.phases import Decision, Outcome, Phase, Strategy
+from tlkit.training.probe import Head
+from tlkit.training.state import PhaseState, State
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+REMEMBERED = "remembered "
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run's options say about training.
+
+    Args:
+        training: How the network learns.
+        augmentation: How images are varied; the preset is given.
+        compute: Workers and seed.
+        batch_size: Images in a step, over all processes.
+        patience: Epochs without a lower loss on the choosing part after which a phase ends; 0 for never.
+        head: How a head is fitted in closed form.
+        train_view: Views of an image that it is fitted on.
+    """
+
+    training: config.Training
+    augmentation: config.Augmentation
+    compute: config.Compute
+    batch_size: int
+    patience: int
+    head: HeadOptions
+    train_view: View = center
+
+
+class Trainer:
+    """A network in training.
+
+    Args:
+        loaded: The network, on the CPU; with a classifier for the samples' classes, unless a closed solution makes it.
+        samples: All images, with their splits; each can be read.
+        choosing: Mask of the choosing part (N); empty where there is none.
+        settings: What the options say.
+        accelerator: Device, precision, processes.
+        run: The run's folder.
+        features: Of all samples, where they are there already.
+        features_seconds: What they took.
+        notes: What else the stored state is to hold, as JSON.
+        say: Told what a person should know.
+        progress: Told how far a piece of work is.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        samples: Samples,
+        choosing: np.ndarray,
+        settings: Settings,
+        *,
+        accelerator: Accelerator,
+        run: Path,
+        features: Features | None = None,
+        features_seconds: float = 0.0,
+        notes: dict[str, Any] | None = None,
+        say: Callable[[str], None] = print,
+        progress: Progress = silent,
+    ) -> None:
+        self.loaded, self.samples, self.choosing, self.settings = loaded, samples, choosing, settings
+        self.accelerator, self.run, self.say, self.progress = accelerator, run, say, progress
+        self.network = channels_last(loaded.network.to(accelerator.device))
+        self.features = features
+        self.head: Head | None = None
+        self.state = State(seconds=features_seconds, phase=PhaseState(seconds=features_seconds))
+        self.remembered: dict[str, dict[str, Tensor]] = {}
+        self.best: dict[str, Tensor] = {}
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.average: ModelEmaV3 | None = None
+        self._stored: Checkpoint | None = None
+        self._notes = notes or {}
+        self.began = self.phase_began = time.monotonic()
+        self._due = Due(settings.training.checkpoint_every, self.began)
+        start = self.network.named_parameters() if settings.training.anchor else ()
+        self._anchors = {name: tensor.detach().clone() for name, tensor in start}
+
+    @property
+    def seconds(self) -> float:
+        """Spent in the run so far, in all its processes."""
+        return self.state.seconds + time.monotonic() - self.began
+
+    # Phases
+
+    def carry_out(self, strategy: Strategy) -> Decision:
+        """Go through the phases, from where the stored state left them."""
+        try:
+            phase = next(strategy)
+            for outcome in self.state.outcomes:
+                phase = strategy.send(outcome)
+            while True:
+                phase = strategy.send(self._carry_out(phase))
+        except StopIteration as end:
+            decision: Decision = end.value
+        if decision.weights is not None:
+            self._restore(self.remembered[decision.weights])
+        for number, (kept, why) in decision.verdicts.items():
+            self.state.phases[number - 1] |= {"kept": kept, "why": why}
+        return decision
+
+    def _carry_out(self, phase: Phase) -> Outcome:
+        self.phase_began = time.monotonic()
+        if not self.state.phase.begun:
+            with held_signals():
+                if phase.remember is not None:
+                    self.remembered[phase.remember] = _copied(self.network)
+                if phase.start is not None:
+                    self._restore(self.remembered[phase.start])
+                self.state.phase.begun = True
+        frozen = [stage.name for stage in stages(self.network) if stage.name not in phase.stages]
+        freeze(self.network, frozen, norms=self.settings.training.bn)
+        found = self._solve(phase) if phase.solves else self._train(phase)
+        present = self.state.phase
+        outcome = Outcome(found.pop("epochs"), self._phase_seconds(), tuple(present.losses), found.pop("stopped", ""))
+        told = {
+            "stages": list(phase.stages),
+            "epochs": outcome.epochs,
+            "trainable_params": sum(tensor.numel() for tensor in self.network.parameters() if tensor.requires_grad),
+            "seconds": round(outcome.seconds, 3),
+            "val_top1": self._val_top1(phase),
+            "images": int(self._rows(phase).sum()),
+            **({"stopped": outcome.stopped} if outcome.stopped else {}),
+            **found,
+        }
+        with held_signals():
+            self.state.outcomes.append(outcome)
+            if phase.listed:
+                self.state.phases.append(told)
+            self.state.phase = PhaseState(place=Place(parts=present.place.parts))
+            self.best, self.optimizer, self.average = {}, None, None
+        self.accelerator.free_memory()
+        if self._due.after_step(time.monotonic()):
+            self.save()
+        return outcome
+
+    def _phase_seconds(self) -> float:
+        return self.state.phase.seconds + time.monotonic() - self.phase_began
+
+    def _rows(self, phase: Phase) -> np.ndarray:
+        """Mask of the images that a phase trains on."""
+        train = self.samples.splits == "train"
+        return train if phase.on_all else train & ~self.choosing
+
+    def _solve(self, phase: Phase) -> dict[str, Any]:
+        """Fit the head in closed form."""
+        if self.features is None:
+            self.features = self._extract()
+        self.head = head = fit_closed(self.samples, self.features, self._rows(phase), self.settings.head)
+        fold(self.loaded, self.network, head, self.features)
+        with held_signals():
+            chosen = head.probabilities(self.features.values[self.choosing, 0].astype(np.float64))
+            self.state.phase.losses = image_losses(chosen, self.samples.labels[self.choosing]).tolist()
+            if phase.listed:
+                losses = {f"{strength:g}": loss for strength, loss in head.losses.items()}
+                self._record({"epoch": 1, "epochs": 1, "losses": losses, "strength": head.strength})
+        return {"epochs": 1, "strength": head.strength, "chosen_on": head.chosen_on}
+
+    def _extract(self) -> Features:
+        return extract(
+            self.network,
+            self.dataset(np.ones(len(self.samples), dtype=bool), self.settings.train_view),
+            accelerator=self.accelerator,
+            batch_size=self.settings.compute.batch_size,
+            workers=self.settings.compute.workers,
+            progress=self.progress,
+        )
+
+    def _train(self, phase: Phase) -> dict[str, Any]:
+        """Train by the loop."""
+        training, present = self.settings.training, self.state.phase
+        number = len(self.state.outcomes) + 1
+        if training.lr == "auto" and self.state.found_rate is None:
+            self.state.found_rate = self._search(phase)
+        rates = {name: rate * (self.state.found_rate or 1.0) for name, rate in phase.rates.items()}
+        objective, self.optimizer, batches = self._parts(phase, rates, phase.epochs, number)
+        if training.ema:
+            self.average = ModelEmaV3(self.network, decay=training.ema, use_warmup=True)
+        self._restore_phase()
+        average, images = self.average, len(batches.dataset)
+        limit = config.seconds(training.time_limit) if training.time_limit else math.inf
+
+        def after_step() -> bool:
+            place = present.place
+            done = images if place.step == batches.steps else place.step * batches.plan.batch_size
+            self.progress(f"phase {number}, epoch {place.epoch + 1}/{phase.epochs}", done, images)
+            if self.seconds > limit:
+                present.ended = "time limit"
+            elif phase.seconds is not None and self._phase_seconds() > phase.seconds:
+                present.ended = "budget"
+            elif self._due.after_step(time.monotonic()):
+                self.save()
+            return bool(present.ended)
+
+        prepared, optimizer = self.accelerator.prepare(objective, self.optimizer)
+        try:
+            fit(
+                prepared,
+                batches,
+                optimizer,
+                self._schedule(phase.epochs, batches.steps),
+                accelerator=self.accelerator,
+                epochs=0 if present.ended else phase.epochs,
+                place=present.place,
+                seed=self.settings.compute.seed + number,
+                after_step=after_step,
+                after_epoch=lambda losses: self._after_epoch(phase, losses, batches.steps),
+                average=(lambda step: average.update(self.network, step)) if average is not None else None,
+                clip=training.clip,
+                say=self.say,
+            )
+        except Diverged as error:
+            raise self._told(error, number) from error
+        if present.place.step:  # stopped inside an epoch
+            steps = present.place.step
+            losses = {name: float((total / steps).item()) for name, total in present.place.totals.items()}
+            self._after_epoch(phase, losses, batches.steps)
+        if present.best:
+            self._restore(self.best)
+        elif self.average is not None:
+            self._restore(_copied(self.average.module))
+        return {"epochs": present.best or present.place.epoch, "rates": rates, "stopped": present.ended}
+
+    def _parts(
+        self, phase: Phase, rates: Mapping[str, float], epochs: int, number: int
+    ) -> tuple[Supervised, torch.optim.Optimizer, TrainingBatches]:
+        """Objective, optimiser and batches of a phase."""
+        training, augmentation, compute = self.settings.training, self.settings.augmentation, self.settings.compute
+        samples = self.samples.take(self._rows(phase))
+        preset = augmentation.augment
+        assert preset is not None
+        seed = compute.seed + 1000 * number
+        plan = BatchPlan(
+            samples.labels,
+            self.settings.batch_size,
+            seed,
+            balanced=augmentation.balanced_sampling,
+            rank=self.accelerator.process_index,
+            processes=self.accelerator.num_processes,
+        )
+        mixes = augmentation.mixup > 0 or augmentation.cutmix > 0
+        batches = TrainingBatches(
+            TrainingDataset(samples, self.loaded.preprocessing, preset, seed),
+            plan,
+            epochs=epochs,
+            device=self.accelerator.device,
+            workers=compute.workers,
+            mixing=Mixing(augmentation.mixup, augmentation.cutmix, len(samples.classes)) if mixes else None,
+        )
+        weights = None
+        if augmentation.class_weights == "balanced":
+            counts = np.bincount(samples.labels, minlength=len(samples.classes))
+            weights = torch.tensor(len(samples) / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+        objective = Supervised(
+            self.network,
+            label_smoothing=augmentation.label_smoothing,
+            class_weights=weights,
+            anchor=training.anchor,
+            anchored={name: tensor for name, tensor in self._anchors.items() if name not in self._head_parameters()},
+        )
+        groups = parameter_groups(self.network, rates, training.weight_decay)
+        return objective, create_optimizer(training.optimizer, groups, training.momentum), batches
+
+    def _head_parameters(self) -> set[str]:
+        return {name for stage in stages(self.network) if stage.name == "head" for name in stage.parameters}
+
+    def _schedule(self, epochs: int, steps: int) -> Callable[[int], float]:
+        """The rate's factor for each step of a phase."""
+        training, whole = self.settings.training, epochs * steps
+        if training.schedule == "one-cycle":
+            return lambda step: schedules.one_cycle(step, whole)
+        rise = round(training.warmup * whole)
+        every = training.step_every * steps
+        shapes: dict[str, Callable[[int], float]] = {
+            "constant": schedules.constant,
+            "step": lambda step: schedules.step_decay(step, every, training.gamma),
+            "cosine": lambda step: schedules.cosine(max(0, step - rise), max(1, whole - rise), training.min_lr),
+            "plateau": lambda step: schedules.plateau(
+                self.state.phase.watched, max(1, round(training.step_every)), training.gamma
+            ),
+        }
+        shape = shapes[training.schedule]
+        return lambda step: schedules.warm_up(step, rise) * shape(step)
+
+    def _search(self, phase: Phase) -> float:
+        """The learning-rate range test on a phase's images: a factor of its rates; the network is left as it was."""
+        before = _copied(self.network)
+        epochs = math.ceil(rate_finder.STEPS / max(1, int(self._rows(phase).sum()) // self.settings.batch_size))
+        head = max(phase.rates.values())
+        unit = {name: rate / head for name, rate in phase.rates.items()}
+        objective, optimizer, batches = self._parts(phase, unit, epochs, 0)
+        prepared, prepared_optimizer = self.accelerator.prepare(objective, optimizer)
+        place, losses = Place(parts=self.state.phase.place.parts), []  # type: tuple[Place, list[float]]
+        seen = 0.0
+
+        def after_step() -> bool:
+            nonlocal seen
+            total = float(place.totals["loss"].item())
+            losses.append(total - seen)
+            seen = total
+            self.progress("searching a learning rate", len(losses), rate_finder.STEPS)
+            return len(losses) >= rate_finder.STEPS or rate_finder.gives_up(losses)
+
+        def next_epoch(_: object) -> bool:
+            nonlocal seen
+            place.epoch, place.step, place.totals, seen = place.epoch + 1, 0, {}, 0.0
+            return False
+
+        with suppress(Diverged):  # the highest rates are meant to
+            fit(
+                prepared,
+                batches,
+                prepared_optimizer,
+                rate_finder.rate_at,
+                accelerator=self.accelerator,
+                epochs=epochs,
+                place=place,
+                seed=self.settings.compute.seed,
+                after_step=after_step,
+                after_epoch=next_epoch,
+                say=self.say,
+            )
+        self.accelerator.free_memory()
+        self._restore(before)
+        found = rate_finder.suggest([rate_finder.rate_at(step) for step in range(len(losses))], losses)
+        if found is None:
+            raise TlkitError("the loss falls at no learning rate", where="--lr auto", remedy="give --lr NUMBER")
+        self.say(f"learning rate found: {found:.2g}")
+        return found / head
+
+    def _after_epoch(self, phase: Phase, losses: dict[str, float], steps: int) -> bool:
+        """Measure, record, keep the best; True where patience has run out."""
+        name, rows = self._watched(phase)
+        used = self.average.module if self.average is not None else self.network
+        probabilities = self.predict(used, rows) if rows.any() else np.empty((0, 0))
+        labels = self.samples.labels[rows]
+        figures = metrics(probabilities, labels) if len(labels) else {}
+        present = self.state.phase
+        with held_signals():
+            rates = {group["stage"]: group["lr"] for group in self.optimizer.param_groups}  # type: ignore[union-attr]
+            row = {
+                "epoch": present.place.epoch + 1,
+                "epochs": phase.epochs,
+                "step": present.place.epoch * steps + present.place.step,
+                "losses": losses,
+                "rates": rates,
+            }
+            if figures:
+                row[name] = {"loss": figures["loss"], "top1": figures["top1"]}
+            self._record(row)
+            present.place.epoch, present.place.step, present.place.totals = present.place.epoch + 1, 0, {}
+            present.watched.append(figures.get("loss", losses["loss"]))
+            if not phase.chooses or present.watched[-1] <= min(present.watched):
+                present.best, present.waited = (present.place.epoch if phase.chooses else 0), 0
+                self.best = _copied(used) if phase.chooses else {}
+                present.top1 = figures.get("top1")
+                present.losses = image_losses(probabilities, labels).tolist() if name == "choosing" else []
+            else:
+                present.waited += 1
+            if phase.chooses and 0 < self.settings.patience <= present.waited:
+                present.ended = "patience"
+            return bool(present.ended)
+
+    def _watched(self, phase: Phase) -> tuple[str, np.ndarray]:
+        """What the loss is watched on after each epoch (the choosing part, else val), and its mask."""
+        if self.choosing.any():
+            return "choosing", self.choosing & (not phase.on_all)
+        return "val", self.samples.splits == "val"
+
+    def _val_top1(self, phase: Phase) -> float | None:
+        val = self.samples.splits == "val"
+        if not val.any() or not phase.listed or phase.trial:
+            return None
+        if phase.solves:
+            assert self.features is not None and self.head is not None
+            probabilities = self.head.probabilities(self.features.values[val, 0].astype(np.float64))
+        elif (self._watched(phase)[1] == val).all():
+            return self.state.phase.top1
+        else:
+            probabilities = self.predict(self.network, val)
+        return float((probabilities.argmax(1) == self.samples.labels[val]).mean())
+
+    def predict(self, network: nn.Module, rows: np.ndarray, progress: Progress = silent) -> np.ndarray:
+        """Class probabilities (M, K) of the images in a mask (N), from the view of evaluation."""
+        found = collect(
+            predict_batches(
+                network,
+                self.dataset(rows),
+                accelerator=self.accelerator,
+                batch_size=self.settings.compute.batch_size,
+                workers=self.settings.compute.workers,
+                progress=progress,
+            )
+        )
+        if found.bad:
+            file = found.bad[0]
+            remedy = "put it back, and go on with --resume"
+            raise TlkitError(f"{file.path} cannot be read any more: {file.reason}", where=self.run, remedy=remedy)
+        return found.probabilities
+
+    def predict_all(self) -> np.ndarray:
+        """Class probabilities (N, K) of all images by the network as it is now."""
+        moved = any(phase.get("kept", True) for phase in self.state.phases if phase.get("rates"))
+        if moved or self.features is None:
+            return self.predict(self.network, np.ones(len(self.samples), dtype=bool), self.progress)
+        features = torch.from_numpy(self.features.values[:, 0])
+        with torch.no_grad():
+            logits = [classify(self.network, part.to(self.accelerator.device)) for part in features.split(4096)]
+        return torch.cat(logits).softmax(-1).cpu().numpy()
+
+    def dataset(self, rows: np.ndarray, view: View = center) -> ViewDataset:
+        """The images in a mask (N), as evaluation sees them."""
+        part = self.samples.take(rows)
+        return ViewDataset(part.root, part.paths, self.loaded.preprocessing, view)
+
+    def _record(self, row: dict[str, Any]) -> None:
+        row = {"phase": len(self.state.phases) + 1, **row, "seconds": round(self.seconds, 3)}
+        self.state.history.append(row)
+        run_folder.append_metrics(self.run, row)
+        if "rates" in row:
+            self.say(_epoch_line(row))
+
+    # State
+
+    @contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM leave the state behind."""
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            if self.state.outcomes or self.state.phase.begun:
+                self.save()
+            raise
+
+    def save(self) -> None:
+        """Store the state; on a full disk the last one stays whole."""
+        try:
+            write_checkpoint(self.run, self._checkpoint())
+        except BaseException:
+            self.say(f"the state could not be written; the last one, if any, is whole ({self.run / run_folder.STATE})")
+            raise
+
+    def _checkpoint(self) -> Checkpoint:
+        memory, scalars = optimizer_state(self.optimizer) if self.optimizer is not None else ({}, {})
+        tensors = {
+            "network": dict(self.network.state_dict()),
+            "best": self.best,
+            "optimizer": memory,
+            "average": dict(self.average.module.state_dict()) if self.average is not None else {},
+            **{f"{REMEMBERED}{name}": weights for name, weights in self.remembered.items()},
+        }
+        state = replace(self.state, seconds=self.seconds)
+        state.phase = replace(self.state.phase, seconds=self._phase_seconds())
+        return Checkpoint(tensors, {"state": state.to_dict(), "optimizer": scalars, **self._notes})
+
+    def restore(self, stored: Checkpoint) -> None:
+        """Take up a stored state; optimiser and average follow when the phase that they belong to goes on."""
+        self.state = State.from_dict(stored.values["state"], self.accelerator.device)
+        tensors = stored.tensors
+        if self.network.num_classes != len(self.samples.classes):
+            self.network.reset_classifier(len(self.samples.classes))  # type: ignore[operator]
+            self.network.to(self.accelerator.device)
+        self._restore(tensors["network"])
+        self.best = tensors.get("best", {})
+        names = [group for group in tensors if group.startswith(REMEMBERED)]
+        self.remembered = {group.removeprefix(REMEMBERED): tensors[group] for group in names}
+        self._stored = stored
+        rows = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.state.history)
+        run_folder.write_text(self.run / run_folder.METRICS, rows)
+
+    def _restore_phase(self) -> None:
+        """Optimiser and average of the phase that a stored state was in the middle of."""
+        stored, self._stored = self._stored, None
+        if stored is None:
+            return
+        assert self.optimizer is not None
+        restore_optimizer(self.optimizer, stored.tensors.get("optimizer", {}), stored.values["optimizer"])
+        if self.average is not None and "average" in stored.tensors:
+            self.average.module.load_state_dict(stored.tensors["average"])
+
+    def _restore(self, weights: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(weights)
+
+    def _told(self, error: Diverged, number: int) -> TlkitError:
+        epoch = self.state.phase.place.epoch + 1
+        stored = (self.run / run_folder.STATE / FILE).is_file()
+        good = f"the last good state is in {self.run / run_folder.STATE}" if stored else "no state had been stored yet"
+        remedy = "start anew with a lower --lr, or with --clip 1"
+        return TlkitError(f"{error.what} of epoch {epoch}, phase {number}; {good}", where=self.run, remedy=remedy)
+
+
+def _copied(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+
+
+def _epoch_line(row: Mapping[str, Any]) -> str:
+    line = f"phase {row['phase']}, epoch {row['epoch']}/{row['epochs']}: loss {row['losses']['loss']:.4f}"
+    for name in ("choosing", "val"):
+        if name in row:
+            line += f", {name} loss {row[name]['loss']:.4f}, top-1 {row[name]['top1']:.3f}"
+    return line
