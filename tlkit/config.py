@@ -25,7 +25,7 @@ class Opt:
         min: Smallest value allowed.
         max: Largest value allowed.
         metavar: What stands for the value in the help page.
-        pattern: Regular expression that a text must match as a whole; ``metavar`` then says what it wants.
+        pattern: Regular expression that a text must match as a whole.
         positional: An argument without a leading ``--name``.
         stored: Part of the effective recipe that a run writes.
     """
@@ -57,7 +57,7 @@ def check_value(name: str, hint: Any, value: Any) -> None:
         remedy = did_you_mean(str(value), choices) or f"choose one of {', '.join(choices)}"
         raise TlkitError(f"unknown value '{value}'", where=flag, remedy=remedy)
     if opt.pattern is not None and value is not None and not re.fullmatch(opt.pattern, value):
-        raise TlkitError(f"'{value}' is not understood", where=flag, remedy=f"give {opt.metavar}")
+        raise TlkitError(f"'{value}' is not understood", where=flag, remedy=opt.help)
     for number in value if isinstance(value, tuple | list) else [value]:
         if isinstance(number, int | float) and not isinstance(number, bool):
             if opt.min is not None and not number >= opt.min:
@@ -251,7 +251,7 @@ class Training(Checked):
     epochs: Annotated[int | None, Opt("Passes over the training images; auto depends on the strategy.", min=1)] = None
     time_limit: Annotated[
         str | None,
-        Opt("Training ends at the first step after this time.", metavar="NUMBER[s|min|h]", pattern=_DURATION),
+        Opt("Training ends at the first step after this time: 90s, 10min, 2h ...", metavar="TEXT", pattern=_DURATION),
     ] = None
     patience: Annotated[
         int | None,
@@ -286,23 +286,17 @@ class Training(Checked):
     weight_decay: Annotated[float, Opt("Weight decay; never of norms and biases.", min=0)] = 0.01
     anchor: Annotated[float, Opt("L2-SP: pulls pretrained weights back to where they started.", min=0)] = 0.0
     bn: Annotated[
-        Literal["train", "stats-frozen", "frozen"],
-        Opt("Batch norm of stages that train: as usual, with its running statistics fixed, or all of it fixed."),
-    ] = "train"
+        Literal["train", "stats-frozen", "frozen"] | None,
+        Opt(
+            "Batch norm of stages that train: as usual, with its running statistics fixed, or all of it fixed. By"
+            " default stats-frozen for pretrained weights (small batches would spoil them), train for random ones."
+        ),
+    ] = None
     clip: Annotated[float | None, Opt("Longest gradient; longer ones are scaled down.", min=1e-9)] = None
     accumulate: Annotated[int, Opt("Parts that each batch is computed in, to save memory.", min=1)] = 1
     ema: Annotated[
         float, Opt("Decay of an average of the weights over steps, which is then used; 0 for none.", min=0, max=0.99999)
     ] = 0.0
-    checkpoint_every: Annotated[
-        str,
-        Opt(
-            "How often the state that --resume needs is saved.",
-            metavar="NUMBER[steps|s|min|h]",
-            pattern=rf"[0-9]+ ?steps?|{_DURATION}",
-        ),
-    ] = "5min"
-    keep_state: Annotated[bool, Opt("Keep that state when the run is finished.")] = False
 
 
 @dataclass(frozen=True)
@@ -354,11 +348,21 @@ class Output(Checked):
 
 @dataclass(frozen=True)
 class Resume(Checked):
-    """Going on with a run."""
+    """Going on with a run that was stopped."""
 
     resume: Annotated[
         Path | None, Opt("Go on with this interrupted run, by its own recipe.", metavar="RUN", stored=False)
     ] = None
+    checkpoint_every: Annotated[
+        str,
+        Opt(
+            "How often the state that --resume goes on from is saved: 200steps, 90s, 5min ...",
+            metavar="TEXT",
+            pattern=rf"[0-9]+ ?steps?|{_DURATION}",
+            stored=False,
+        ),
+    ] = "5min"
+    keep_state: Annotated[bool, Opt("Keep that state when the run is finished.", stored=False)] = False
 
 
 def effective_recipe(command: str, groups: Iterable[Checked]) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def _parameters(config: Any) -> Iterator[inspect.Parameter]:
         if opt.positional:
             shown = typer.Argument(help=opt.help, metavar=opt.metavar, show_default=False)
         else:
-            plain = (kind is bool and not opt.stored) or field.name.endswith("_")  # no --no-json and the like
+            plain = kind is bool or field.name.endswith("_")  # no --no-json and the like
             names = [option_name(field.name)] if plain else []
             shown = typer.Option(
                 *names,

@@ -149,7 +149,7 @@ def learn(
     """
     started = time.monotonic()
     if resume.resume is not None:
-        return _go_on(make, groups, resume.resume, console, started)
+        return _go_on(make, groups, resume, console, started)
     options = make(*groups)
     run_folder.refuse_existing(output.out)
     samples = _read(options)
@@ -161,14 +161,18 @@ def learn(
     copies = 1 if options.strategy == "probe" else 6  # weights, optimiser, best so far: in the stored state
     run_folder.require_space(output.out, copies * weight_bytes(loaded.network))
     run = run_folder.new_run(output.out, options.command)
-    with kept_when_stopped(run, options.command, console, keep_state=options.training.keep_state):
+    with kept_when_stopped(run, options.command, console, keep_state=resume.keep_state):
         rows = zip(samples.paths, (samples.classes[label] for label in samples.labels), samples.splits, strict=True)
         run_folder.write_rows(run / run_folder.SPLITS, ("path", "label", "split"), rows)
         run_folder.write_recipe(run, options.recipe)  # after the splits: who finds it can resume
-        return _train(options, samples, loaded, run, None, console, started)
+        return _train(options, samples, loaded, run, resume, None, console, started)
 
 
-def _go_on(make: Make, groups: tuple[Any, ...], run: Path, console: Console, started: float) -> dict[str, Any]:
+def _go_on(
+    make: Make, groups: tuple[Any, ...], resume: config.Resume, console: Console, started: float
+) -> dict[str, Any]:
+    run = resume.resume
+    assert run is not None
     recipe, command = run_folder.read_recipe(run), make.__module__.rpartition(".")[2]
     if recipe.get("command") != command:
         raise TlkitError(f"this is a run of '{recipe.get('command')}'", where=run, remedy="resume it with that command")
@@ -183,9 +187,8 @@ def _go_on(make: Make, groups: tuple[Any, ...], run: Path, console: Console, sta
     loaded = _build(options, console)
     if stored is None:
         (run / run_folder.METRICS).unlink(missing_ok=True)
-    keep = options.training.keep_state
-    with kept_when_stopped(run, command, console, fresh=False, keep_state=keep):
-        return _train(options, samples, loaded, run, stored, console, started)
+    with kept_when_stopped(run, command, console, fresh=False, keep_state=resume.keep_state):
+        return _train(options, samples, loaded, run, resume, stored, console, started)
 
 
 def _read(options: Options) -> Samples:
@@ -233,6 +236,7 @@ def _train(
     samples: Samples,
     loaded: Loaded,
     run: Path,
+    resume: config.Resume,
     stored: Checkpoint | None,
     console: Console,
     started: float,
@@ -277,6 +281,7 @@ def _train(
         _settings(options, samples),
         accelerator=accelerator,
         run=run,
+        checkpoint_every=resume.checkpoint_every,
         features=features,
         features_seconds=time.monotonic() - began,
         notes={"skipped": left_out},
@@ -316,8 +321,9 @@ def _choosing(options: Options, samples: Samples) -> tuple[str, np.ndarray]:
 
 def _settings(options: Options, samples: Samples) -> Settings:
     images = int((samples.splits == "train").sum())
+    norms = options.training.bn or ("train" if options.weights == "random" else "stats-frozen")
     return Settings(
-        training=options.training,
+        training=replace(options.training, bn=norms),
         augmentation=replace(options.augmentation, augment=options.augmentation.augment or options.preset),
         compute=options.compute,
         batch_size=options.compute.batch_size or default_batch_size(images, options.strategy),

@@ -1,7 +1,7 @@
 """Depthwise convolutions on a CPU in bf16: their gradients, computed in float32, which is many times faster.
 
 The CPU library that torch calls (oneDNN) has quick kernels for the backward pass of depthwise convolutions in float32,
-but falls back to plain loops in bf16: most of a training step of the EfficientNet and MobileNet families was spent there.
+but in bf16 falls back to plain loops: most of a training step of EfficientNets and MobileNets was spent there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class QuickDepthwise(TorchFunctionMode):
-    """A context in which depthwise convolutions under bf16 autocast on a CPU take the quick way; all else is as it is."""
+    """A context in which depthwise convolutions under bf16 autocast on a CPU take the quick way."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None

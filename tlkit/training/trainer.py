@@ -52,7 +52,7 @@ class Settings:
     """What a run's options say about training.
 
     Args:
-        training: How the network learns.
+        training: How the network learns; what becomes of batch norm is given.
         augmentation: How images are varied; the preset is given.
         compute: Workers and seed.
         batch_size: Images in a step, over all processes.
@@ -80,6 +80,7 @@ class Trainer:
         settings: What the options say.
         accelerator: Device, precision, processes.
         run: The run's folder.
+        checkpoint_every: How often the state is stored there: ``"200steps"``, or a duration.
         features: Of all samples, where they are there already.
         features_seconds: What they took.
         notes: What else the stored state is to hold, as JSON.
@@ -96,6 +97,7 @@ class Trainer:
         *,
         accelerator: Accelerator,
         run: Path,
+        checkpoint_every: str = "5min",
         features: Features | None = None,
         features_seconds: float = 0.0,
         notes: dict[str, Any] | None = None,
@@ -115,7 +117,7 @@ class Trainer:
         self._stored: Checkpoint | None = None
         self._notes = notes or {}
         self.began = self.phase_began = time.monotonic()
-        self._due = Due(settings.training.checkpoint_every, self.began)
+        self._due = Due(checkpoint_every, self.began)
         start = self.network.named_parameters() if settings.training.anchor else ()
         self._anchors = {name: tensor.detach().clone() for name, tensor in start}
 
@@ -152,7 +154,7 @@ class Trainer:
                     self._restore(self.remembered[phase.start])
                 self.state.phase.begun = True
         frozen = [stage.name for stage in stages(self.network) if stage.name not in phase.stages]
-        freeze(self.network, frozen, norms=self.settings.training.bn)
+        freeze(self.network, frozen, norms=self.settings.training.bn or "train")
         found = self._solve(phase) if phase.solves else self._train(phase)
         present = self.state.phase
         outcome = Outcome(found.pop("epochs"), self._phase_seconds(), tuple(present.losses), found.pop("stopped", ""))
