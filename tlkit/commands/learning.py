@@ -29,9 +29,10 @@ from tlkit.data.splits import choosing_part, split, with_groups
 from tlkit.data.transforms import center, center_and_mirror, least_side
 from tlkit.errors import TlkitError, UsageError
 from tlkit.evaluation.metrics import metrics
-from tlkit.networks.build import Loaded, build, save_network, weight_bytes
+from tlkit.networks.build import Loaded, build, known_name, save_network, weight_bytes
 from tlkit.networks.complexity import noise, stage_costs
 from tlkit.networks.stages import stages
+from tlkit.networks.variants import has_small_stem
 from tlkit.training import strategies
 from tlkit.training.checkpoint import Checkpoint, read_checkpoint
 from tlkit.training.closed_head import HeadOptions
@@ -41,6 +42,8 @@ from tlkit.training.phases import Decision
 from tlkit.training.strategies import Situation
 from tlkit.training.trainer import Settings, Trainer
 
+SMALL_INPUT = 64
+"""Inputs up to this side, in pixels, get a stem that does not shrink them."""
 TRAIN_VIEWS = {"center": center, "flip": center_and_mirror}
 
 
@@ -54,7 +57,7 @@ class Options:
         strategy: Name of the strategy; ``random`` trains everything from random weights.
         model: A timm name, or a run.
         weights: As `tlkit.networks.build.build` takes them.
-        stem: ``standard`` or ``small``.
+        stem: ``standard``, ``small`` or ``auto``.
         train_views: Of the images that a linear head is fitted on.
         preset: Augmentation where none is given.
     """
@@ -225,10 +228,20 @@ def _refuse_too_few(samples: Samples, options: Options, which: str = "") -> None
 
 def _build(options: Options, console: Console) -> Loaded:
     torch.manual_seed(options.compute.seed)
-    loaded = build(options.model, options.weights, options.preprocess)
+    loaded = build(options.model, options.weights, options.preprocess, stem=_stem(options))
     for remark in loaded.remarks:
         console.warn(remark)
     return loaded
+
+
+def _stem(options: Options) -> Literal["standard", "small"]:
+    """The stem that is asked for; ``auto`` is small for small inputs, where the network's family has one."""
+    if options.stem != "auto":
+        return "small" if options.stem == "small" else "standard"
+    size = options.preprocess.image_size
+    if size is None or size > SMALL_INPUT or run_folder.is_run(options.model):
+        return "standard"
+    return "small" if has_small_stem(known_name(options.model)) else "standard"
 
 
 def _train(
@@ -241,7 +254,7 @@ def _train(
     console: Console,
     started: float,
 ) -> dict[str, Any]:
-    console.say(f"{loaded.name}, weights: {loaded.weights}; {_counts(samples)}")
+    console.say(f"{loaded.title}, weights: {loaded.weights}; {_counts(samples)}")
     accelerator = compute.accelerator(options.compute)
     began = time.monotonic()
     features = None
@@ -420,13 +433,13 @@ def _results(
         trainer.state.history,
     )
     run_folder.write_json(run / run_folder.SUMMARY, told)  # last: it says that the run is finished
-    _tell(console, summary, run)
+    _tell(console, summary, loaded.title, run)
     return summary
 
 
-def _tell(console: Console, summary: dict[str, Any], run: Path) -> None:
+def _tell(console: Console, summary: dict[str, Any], title: str, run: Path) -> None:
     if summary["metrics"]:
-        metrics_table(console, f"{summary['model']}, {summary['strategy']}", summary["metrics"])
+        metrics_table(console, f"{title}, {summary['strategy']}", summary["metrics"])
     else:
         console.line("trained on all images: there are none left to measure on (see --val-fraction)")
     if "decision" in summary:

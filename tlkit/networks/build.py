@@ -79,7 +79,7 @@ def build(
     preprocess = preprocess or config.Preprocess()
     if run_folder.is_run(model):
         return _from_run(Path(model), weights, preprocess, stem)
-    name, size = _known_name(model), preprocess.image_size
+    name, size = known_name(model), preprocess.image_size
     if run_folder.is_run(weights):
         found = architecture(Path(weights))
         if found != name.split(".")[0]:
@@ -269,7 +269,7 @@ def _ready(network: nn.Module, image_size: int | None) -> nn.Module:
     return network
 
 
-def _known_name(model: str) -> str:
+def known_name(model: str) -> str:
     name, _, tag = model.partition(".")
     if model.startswith("hf-hub:"):
         if cached_file(model) is None:

@@ -20,7 +20,8 @@ class PhaseState:
         begun: Whether its start weights are in place.
         place: Epoch, step, sums of the losses.
         seconds: Spent in it before this process.
-        best: Epoch whose weights are kept so far; 0 for none.
+        best: Epoch whose weights are kept so far, 0 for the start; None where none is kept.
+        lowest: Its loss.
         waited: Epochs since.
         watched: Loss after each epoch on what it is watched on (the choosing part, val, or else what it trains on).
         losses: Of each image of the choosing part under the weights kept so far.
@@ -31,7 +32,8 @@ class PhaseState:
     begun: bool = False
     place: Place = field(default_factory=Place)
     seconds: float = 0.0
-    best: int = 0
+    best: int | None = None
+    lowest: float | None = None
     waited: int = 0
     watched: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)

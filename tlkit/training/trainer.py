@@ -152,7 +152,12 @@ class Trainer:
                     self.remembered[phase.remember] = _copied(self.network)
                 if phase.start is not None:
                     self._restore(self.remembered[phase.start])
-                self.state.phase.begun = True
+                present = self.state.phase
+                if phase.chooses and self.state.outcomes and self.state.outcomes[-1].losses:
+                    present.losses = list(self.state.outcomes[-1].losses)
+                    present.best, present.lowest = 0, float(np.mean(present.losses))
+                    self.best = _copied(self.network)
+                present.begun = True
         frozen = [stage.name for stage in stages(self.network) if stage.name not in phase.stages]
         freeze(self.network, frozen, norms=self.settings.training.bn or "train")
         found = self._solve(phase) if phase.solves else self._train(phase)
@@ -260,11 +265,12 @@ class Trainer:
             steps = present.place.step
             losses = {name: float((total / steps).item()) for name, total in present.place.totals.items()}
             self._after_epoch(phase, losses, batches.steps)
-        if present.best:
+        if present.best is not None:
             self._restore(self.best)
         elif self.average is not None:
             self._restore(_copied(self.average.module))
-        return {"epochs": present.best or present.place.epoch, "rates": rates, "stopped": present.ended}
+        chosen = {} if present.best is None else {"best_epoch": present.best}
+        return {"epochs": present.place.epoch, **chosen, "rates": rates, "stopped": present.ended}
 
     def _parts(
         self, phase: Phase, rates: Mapping[str, float], epochs: int, number: int
@@ -394,14 +400,16 @@ class Trainer:
                 row[name] = {"loss": figures["loss"], "top1": figures["top1"]}
             self._record(row)
             present.place.epoch, present.place.step, present.place.totals = present.place.epoch + 1, 0, {}
-            present.watched.append(figures.get("loss", losses["loss"]))
-            if not phase.chooses or present.watched[-1] <= min(present.watched):
-                present.best, present.waited = (present.place.epoch if phase.chooses else 0), 0
-                self.best = _copied(used) if phase.chooses else {}
+            loss = figures.get("loss", losses["loss"])
+            present.watched.append(loss)
+            if phase.chooses and present.lowest is not None and loss >= present.lowest:
+                present.waited += 1
+            else:
+                if phase.chooses:
+                    present.best, present.lowest, present.waited = present.place.epoch, loss, 0
+                    self.best = _copied(used)
                 present.top1 = figures.get("top1")
                 present.losses = image_losses(probabilities, labels).tolist() if name == "choosing" else []
-            else:
-                present.waited += 1
             if phase.chooses and 0 < self.settings.patience <= present.waited:
                 present.ended = "patience"
             return bool(present.ended)
@@ -419,7 +427,7 @@ class Trainer:
         if phase.solves:
             assert self.features is not None and self.head is not None
             probabilities = self.head.probabilities(self.features.values[val, 0].astype(np.float64))
-        elif (self._watched(phase)[1] == val).all():
+        elif (self._watched(phase)[1] == val).all() and self.state.phase.top1 is not None:
             return self.state.phase.top1
         else:
             probabilities = self.predict(self.network, val)
