@@ -145,12 +145,54 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run folder of ``finetune`` on `shapes` with val and test splits, in float32. Read only."""
+    """The run folder of ``finetune --strategy probe`` on `shapes` with val and test splits, in float32. Read only."""
     run = tmp_path_factory.mktemp("runs") / "trained"
-    arguments = ("--test-fraction", 0.25, "--precision", "fp32", "--out", run, "--quiet")
+    arguments = ("--strategy", "probe", "--test-fraction", 0.25, "--precision", "fp32", "--out", run, "--quiet")
     done = run_tlkit("finetune", shapes, *SMALL, *arguments)
     assert done.code == 0, done.err
     return run
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of an untrained ``test_resnet`` whose batch norms have statistics that a training pass would move."""
+    import safetensors.torch
+    import timm
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network = timm.create_model("test_resnet")
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.normal_(std=0.1)
+                module.running_var.uniform_(0.5, 2)
+                module.num_batches_tracked.fill_(17)
+    path = tmp_path_factory.mktemp("start") / "start.safetensors"
+    safetensors.torch.save_file(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def outcome() -> Callable[[Path], dict[str, Any]]:
+    """What a finished run holds that does not depend on the clock: to compare two runs by."""
+
+    def timeless(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: timeless(kept) for name, kept in value.items() if name not in ("seconds", "run")}
+        return [timeless(kept) for kept in value] if isinstance(value, list) else value
+
+    def read(run: Path) -> dict[str, Any]:
+        files = ("model.safetensors", "predictions.csv", "splits.csv", "config.json")
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        summary = json.loads((run / "summary.json").read_text())
+        return {name: (run / name).read_bytes() for name in files} | {
+            "names": sorted(path.name for path in run.iterdir()),
+            "metrics.jsonl": timeless(rows),
+            "summary.json": timeless(summary),
+        }
+
+    return read
 
 
 @pytest.fixture(scope="session")

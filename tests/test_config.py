@@ -10,7 +10,17 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 import pytest
 
 from tlkit import config
-from tlkit.config import Checked, Opt, check_value, effective_recipe, literal_choices, option_name
+from tlkit.config import (
+    Checked,
+    Opt,
+    check_value,
+    effective_recipe,
+    group_from_recipe,
+    key,
+    literal_choices,
+    option_name,
+    seconds,
+)
 from tlkit.errors import TlkitError
 
 GROUPS = [kind for kind in vars(config).values() if isinstance(kind, type) and issubclass(kind, Checked)]
@@ -95,3 +105,65 @@ def test_the_effective_recipe_is_plain_and_means_the_same_from_any_folder(
         "many": [str(tmp_path / "a.jpg"), "/b.jpg"],
     }
     assert effective_recipe("finetune", [Sample()]) == {"command": "finetune", "several": [0.5, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe_key", "option"),
+    [("val_fraction", "val_fraction", "--val-fraction"), ("from_", "from", "--from"), ("lr", "lr", "--lr")],
+)
+def test_names_of_fields(name: str, recipe_key: str, option: str) -> None:
+    assert (key(name), option_name(name)) == (recipe_key, option)
+
+
+def test_a_word_of_pythons_is_plain_in_recipes(tmp_path: Path) -> None:
+    group = config.StartingRun(from_=tmp_path / "run")
+    recipe = effective_recipe("finetune", [group])
+    assert recipe == {"command": "finetune", "from": str(tmp_path / "run")}
+    assert group_from_recipe(config.StartingRun, recipe) == group
+    assert group_from_recipe(config.StartingRun, {}) == config.StartingRun()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", 90), ("90 s", 90), ("10min", 600), ("1.5h", 5400), (".5h", 1800), ("0s", 0), ("1e2s", 100), ("2h", 7200)],
+)
+def test_durations(text: str, expected: float) -> None:
+    assert seconds(text) == expected
+    assert config.Training(time_limit=text).time_limit == text
+    assert config.Resume(checkpoint_every=text).checkpoint_every == text
+
+
+PATTERNS = {
+    "time_limit": (
+        config.Training,
+        ["", "90", "s", "-5s", "5 minutes", "5m", "1.s", "1:30h", "90s ", "10steps", "infs"],
+    ),
+    "lr": (config.Training, ["", "Auto", "fast", "-0.1", "1e", "nan", "inf", "0,1", "auto1", "1e-3\n"]),
+    "checkpoint_every": (config.Resume, ["", "200", "0steps", "-1steps", "1.5steps", "steps", "5m", "5 min 3s"]),
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, (_, texts) in PATTERNS.items() for text in texts])
+def test_texts_of_another_form_are_refused(name: str, text: str) -> None:
+    group: Any = PATTERNS[name][0]
+    with pytest.raises(TlkitError) as caught:
+        group(**{name: text})
+    assert caught.value.where == option_name(name)
+    assert caught.value.what == f"'{text}' is not understood"
+    assert caught.value.remedy == get_args(hint_of(group, name))[1].help
+
+
+@pytest.mark.parametrize("text", ["auto", "1", "0.01", ".5", "1e-3", "3E-4", "1e+1", "1e-05"])
+def test_rates(text: str) -> None:
+    assert config.Training(lr=text).lr == text
+    assert text == "auto" or float(text) > 0
+
+
+@pytest.mark.parametrize("text", ["1step", "200steps", "200 steps", "10step"])
+def test_numbers_of_steps(text: str) -> None:
+    assert config.Resume(checkpoint_every=text).checkpoint_every == text
+
+
+def test_every_pattern_is_tested() -> None:
+    with_pattern = {field.name for group, field in FIELDS if get_args(hint_of(group, field.name))[1].pattern}
+    assert with_pattern == set(PATTERNS)

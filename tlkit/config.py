@@ -358,7 +358,7 @@ class Resume(Checked):
         Opt(
             "How often the state that --resume goes on from is saved: 200steps, 90s, 5min ...",
             metavar="TEXT",
-            pattern=rf"[0-9]+ ?steps?|{_DURATION}",
+            pattern=rf"[1-9][0-9]* ?steps?|{_DURATION}",
             stored=False,
         ),
     ] = "5min"

@@ -21,6 +21,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 RECIPE, SUMMARY, METRICS = "recipe.yaml", "summary.json", "metrics.jsonl"
 SPLITS, PREDICTIONS, SKIPPED, REPORT = "splits.csv", "predictions.csv", "skipped_files.csv", "report.html"
 STATE = "state"
+PART = ".tlkit-"
+"""How the name of a file begins that is being written."""
 
 SPARE_BYTES = 32 * 2**20  # for predictions, report and the like, beside the weights
 
@@ -90,7 +92,7 @@ def atomically(path: Path) -> Iterator[Path]:
     Raises:
         TlkitError: The folder is missing, or nothing may be written there.
     """
-    part = path.with_name(f".tlkit-{secrets.token_hex(8)}")
+    part = path.with_name(f"{PART}{secrets.token_hex(8)}")
     try:
         part.touch(exist_ok=False)
         rights = part.stat().st_mode
@@ -103,6 +105,12 @@ def atomically(path: Path) -> Iterator[Path]:
         part.chmod(rights)  # safetensors puts a file of its own there, for the owner alone
         part.replace(path)
     finally:
+        part.unlink(missing_ok=True)
+
+
+def remove_half_written(run: Path) -> None:
+    """Remove what a process that was killed was about to write."""
+    for part in run.rglob(f"{PART}*"):
         part.unlink(missing_ok=True)
 
 

@@ -195,8 +195,8 @@ from types import SimpleNamespace
 from tlkit.cli import app
 
 def demo(**_):
-    print("ready", file=sys.stderr, flush=True)
-    try:
+    try:  # before the word: the signal may come right after it
+        print("ready", file=sys.stderr, flush=True)
         time.sleep(120)
     finally:
         print("saved", file=sys.stderr, flush=True)

@@ -122,6 +122,8 @@ def sample(field: Any, kind: Any, opt: Opt, folder: Path) -> Any:
         if kind is int:
             return int(start) + (1 if opt.max is None or start < opt.max else -1)
         return start + 0.001 if opt.max is None or start < opt.max else start - 0.001
+    if opt.pattern is not None:
+        return next(text for text in ("0.5", "3steps", "7min") if re.fullmatch(opt.pattern, text))
     return folder / f"{field.name} of: [mine]" if kind is Path else "some text: 1"
 
 
@@ -257,3 +259,86 @@ def test_a_recipe_that_cannot_be_read_is_named(
     stderr = capsys.readouterr().err
     assert str(tmp_path / name) in stderr
     assert stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("lr: 0.01", "0.01"),
+        ("lr: 1e-3", "1e-3"),
+        ("lr: 0.00001", "1e-05"),
+        ("lr: 1", "1"),
+        ("lr: auto", "auto"),
+        ("lr:", None),
+    ],
+)
+def test_a_rate_is_a_number_or_auto(finetune: Any, text: str, value: str | None) -> None:
+    code, values = finetune(text)
+    assert code == 0
+    assert values["lr"] == value
+
+
+def test_a_rate_on_the_command_line_wins(finetune: Any) -> None:
+    code, values = finetune("lr: 0.01\nstrategy: full\n", "--lr", "0.5")
+    assert code == 0 and (values["lr"], values["strategy"]) == ("0.5", "full")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("lr: fast", "key 'lr': 'fast' is not understood"),
+        ("lr: -0.1", "key 'lr': '-0.1' is not understood"),
+        ("lr: .nan", "key 'lr': 'nan' is not understood"),
+        ("lr: true", "key 'lr' has a value of the wrong type: True"),
+        ("lr: [0.1]", "key 'lr' has a value of the wrong type: [0.1]"),
+        ("time_limit: 90", "key 'time_limit': '90' is not understood; Training ends at the first step after"),
+        ("form: run", "unknown key 'form'"),
+        ("checkpoint_every: 5min", "unknown key 'checkpoint_every'"),
+    ],
+)
+def test_a_bad_rate_or_run_is_refused(finetune: Any, capsys: pytest.CaptureFixture[str], text: str, told: str) -> None:
+    code, values = finetune(text)
+    err = capsys.readouterr().err
+    assert code == 1 and values == {}
+    assert told in " ".join(err.split())
+
+
+WITH_FROM = [
+    name for name, groups in COMMANDS.items() if any("from_" in vars(group)["__annotations__"] for group in groups)
+]
+
+
+def test_some_command_starts_from_a_run() -> None:
+    assert WITH_FROM
+
+
+@pytest.mark.parametrize("command", WITH_FROM)
+def test_the_run_to_start_from(command: str, tmp_path: Path, started: list[dict[str, Any]]) -> None:
+    """``from`` in a recipe, ``--from`` on the command line, which wins."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("from: runs/earlier\n")
+    assert run([command, "photos", "--recipe", str(recipe)]) == 0
+    assert run([command, "photos", "--recipe", str(recipe), "--from", "runs/other"]) == 0
+    assert run([command, "photos"]) == 0
+    found = [next(group.from_ for group in groups.values() if hasattr(group, "from_")) for groups in started]
+    assert found == [Path("runs/earlier"), Path("runs/other"), None]
+
+
+@pytest.mark.parametrize("command", WITH_FROM)
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("from: 3", "key 'from' has a value of the wrong type: 3; give a path"), ("form: x", "did you mean 'from'")],
+)
+def test_a_bad_run_to_start_from(
+    command: str,
+    text: str,
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    started: list[dict[str, Any]],
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text)
+    assert run([command, "photos", "--recipe", str(recipe)]) == 1
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert started == []

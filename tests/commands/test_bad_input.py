@@ -162,8 +162,8 @@ CASES: dict[str, Callable[[Ground], Made]] = {
     "a folder that is no run": lambda g: ([g.data(), "--model", g.data()], "not a finished run", "data", "give"),
     "an unknown strategy": lambda g: ([g.data(), "--strategy", "prob"], "'prob'", "--strategy", "did you mean 'probe'"),
     "an unknown recipe key": lambda g: (
-        [g.data(), "--recipe", written(g.folder / "r.yaml", "modle: x\n")],
-        *("unknown key 'modle'", "r.yaml", "did you mean 'model'?"),
+        [g.data(), "--recipe", written(g.folder / "r.yaml", "interpolatoin: x\n")],
+        *("unknown key 'interpolatoin'", "r.yaml", "did you mean 'interpolation'?"),
     ),
     "a bad recipe value": lambda g: (
         [g.data(), "--recipe", written(g.folder / "r.yaml", "seed: much\n")],

@@ -63,7 +63,8 @@ def splits(run: Path) -> dict[str, str]:
 def test_json_is_one_object_with_the_contracts_fields(
     tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_path: Path
 ) -> None:
-    done = tlkit("finetune", shapes, *small, "--test-fraction", 0.25, "--out", tmp_path / "run", "--json")
+    arguments = ("--strategy", "probe", "--test-fraction", 0.25, "--out", tmp_path / "run", "--json")
+    done = tlkit("finetune", shapes, *small, *arguments)
     assert done.out.count("\n") == 1
     told = done.json
     assert set(told) >= FIELDS
@@ -173,7 +174,7 @@ def test_frozen_stages_are_the_start_weights_bit_for_bit(
             module.num_batches_tracked.fill_(17)
     safetensors.torch.save_file(start.state_dict(), source)
     run = tmp_path / "run"
-    arguments = ("--model", model, "--weights", source, "--out", run, "--quiet")
+    arguments = ("--strategy", "probe", "--model", model, "--weights", source, "--out", run, "--quiet")
     assert tlkit("finetune", shapes, *arguments).code == 0
 
     before, after = start.state_dict(), safetensors.torch.load_file(run / "model.safetensors")
@@ -188,7 +189,8 @@ def test_frozen_stages_are_the_start_weights_bit_for_bit(
 
 def test_packaged_weights_are_used_and_stay(tlkit: Tlkit, shapes: Path, tmp_path: Path, packaged: None) -> None:
     run = tmp_path / "run"
-    done = tlkit("finetune", shapes, "--image-size", 96, "--out", run, "--json", "--quiet")
+    arguments = ("--strategy", "probe", "--image-size", 96, "--out", run, "--json", "--quiet")
+    done = tlkit("finetune", shapes, *arguments)
     assert done.json["model"] == "tf_efficientnet_lite0"
     assert done.json["preprocessing"]["mean"] == [0.5, 0.5, 0.5]
     assert done.json["metrics"]["val"]["top1"] >= 0.8
@@ -202,9 +204,17 @@ def test_packaged_weights_are_used_and_stay(tlkit: Tlkit, shapes: Path, tmp_path
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize("strategy", ["probe", pytest.param("auto", marks=pytest.mark.slow)])
 def test_one_recipe_gives_one_model_with_any_number_of_workers(
-    tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_path: Path, request: pytest.FixtureRequest, workers: int
+    tlkit: Tlkit,
+    shapes: Path,
+    small: tuple[str, ...],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    workers: int,
+    strategy: str,
 ) -> None:
+    small = (*small, "--strategy", strategy)
     request.addfinalizer(functools.partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(2)  # as a user's process has several
     for name in ("first", "second"):
@@ -263,7 +273,7 @@ def test_a_plan_writes_nothing(
     assert list(tmp_path.iterdir()) == []
     assert contents(shapes) == before
     if not as_json:
-        assert all(word in done.out for word in ("disc", "frozen", "estimated time", "test_resnet"))
+        assert all(word in done.out for word in ("disc", "stages that train", "estimated time", "test_resnet"))
         return
     plan = done.json["plan"]
     assert plan["images"]["disc"] == {"train": 7, "val": 2, "test": 3}
@@ -359,7 +369,7 @@ def stopped_at(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(f"tlkit.commands.finetune.{step}", stop)
+    monkeypatch.setattr(f"tlkit.{step}", stop)
 
 
 OPTIONS = {
@@ -396,7 +406,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert tlkit("finetune", shapes, *small, *options, "--out", whole, "--quiet").code == 0
     with monkeypatch.context() as context:
-        stopped_at("extract", context)
+        stopped_at("commands.learning.extract", context)
         done = tlkit("finetune", shapes, *small, *options, "--out", run, "--json")
     assert done.code == 130
     assert f"tlkit finetune --resume {run}" in done.err
@@ -410,7 +420,17 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
     assert told["metrics"] == json.loads((whole / "summary.json").read_text())["metrics"]
 
 
-@pytest.mark.parametrize("step", ["_fit", "save_network", "_write_results", "write_report"])
+STEPS = {
+    "the fit": "training.trainer.fit_closed",
+    "the fold": "training.trainer.fold",
+    "the predictions": "training.trainer.Trainer.predict_all",
+    "the network": "commands.results.save_network",
+    "the results": "commands.results.write_predictions",
+    "the report": "commands.results.write_report",
+}
+
+
+@pytest.mark.parametrize("step", STEPS.values(), ids=STEPS)
 def test_an_interruption_at_any_step_leaves_no_trace(
     tlkit: Tlkit,
     shapes: Path,
@@ -428,7 +448,8 @@ def test_an_interruption_at_any_step_leaves_no_trace(
     assert tlkit("finetune", "--resume", run, "--quiet").code == 0
     assert names(run) == FILES
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
-    assert weights(run) == weights(trained)
+    for name in ("model.safetensors", "predictions.csv"):
+        assert (run / name).read_bytes() == (trained / name).read_bytes(), name
 
 
 def test_a_run_stopped_before_its_split_was_stored_leaves_nothing_behind(
@@ -436,7 +457,7 @@ def test_a_run_stopped_before_its_split_was_stored_leaves_nothing_behind(
 ) -> None:
     run = tmp_path / "run"
     with monkeypatch.context() as context:
-        stopped_at("run_folder.write_rows", context)
+        stopped_at("commands.learning.run_folder.write_rows", context)
         done = tlkit("finetune", shapes, *small, "--out", run)
     assert done.code == 130
     assert not run.exists()
@@ -454,7 +475,7 @@ def test_resuming_with_changed_data(
 ) -> None:
     data, run = make_shapes(tmp_path / "data", ("disc", "square"), 6), tmp_path / "run"
     with monkeypatch.context() as context:
-        stopped_at("extract", context)
+        stopped_at("commands.learning.extract", context)
         assert tlkit("finetune", data, *small, "--out", run).code == 130
     stored = splits(run)
     match change:
@@ -613,14 +634,29 @@ def test_splits_that_are_there_are_kept(
     )
 
 
-@pytest.mark.parametrize("on", ["train", "val"])
+@pytest.mark.parametrize(
+    ("strategy", "options", "used"),
+    [
+        ("probe", ("--select-on", "train", "--test-fraction", 0.25), {"val": False, "test": False}),
+        ("probe", ("--select-on", "val", "--test-fraction", 0.25), {"val": True, "test": False}),
+        ("auto", ("--select-on", "train", "--test-fraction", 0.25), {"val": True, "test": False}),
+        ("auto", ("--select-on", "val", "--test-fraction", 0.25), {"val": True, "test": False}),
+        ("auto", ("--select-on", "val"), {"val": True}),
+        ("auto", (), {"val": False}),  # the choosing part is cut from train: val alone is there to report
+    ],
+)
 def test_what_was_chosen_on_is_said(
-    tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_path: Path, on: str
+    tlkit: Tlkit,
+    shapes: Path,
+    small: tuple[str, ...],
+    tmp_path: Path,
+    strategy: str,
+    options: tuple[Any, ...],
+    used: dict[str, bool],
 ) -> None:
-    arguments = ("--select-on", on, "--test-fraction", 0.25, "--out", tmp_path / "run", "--json")
+    arguments = ("--strategy", strategy, *options, "--out", tmp_path / "run", "--json")
     told = tlkit("finetune", shapes, *small, *arguments).json
-    used = {name: figures["used_for_selection"] for name, figures in told["metrics"].items()}
-    assert used == {"val": on == "val", "test": False}
+    assert {name: figures["used_for_selection"] for name, figures in told["metrics"].items()} == used
 
 
 def test_balanced_weights_help_the_rare_class(
@@ -636,7 +672,7 @@ def test_balanced_weights_help_the_rare_class(
     mean = {}
     for weighting in ("none", "balanced"):
         run = tmp_path / weighting
-        arguments = ("--class-weights", weighting, "--out", run, "--quiet")
+        arguments = ("--strategy", "probe", "--class-weights", weighting, "--out", run, "--quiet")
         assert tlkit("finetune", data, *small, *arguments).code == 0
         predicted = tlkit("predict", run, data / "val", "--top-k", 2, "--json").json["predictions"]
         mean[weighting] = np.mean([dict(row["top"])["rare"] for row in predicted])
@@ -647,7 +683,7 @@ def test_balanced_weights_help_the_rare_class(
 def test_mirror_images_are_trained_on_too(tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_path: Path) -> None:
     """Doubling the data by mirror images gives the head that ``--train-views flip`` gives, up to the splits."""
     for views in ("center", "flip"):
-        arguments = ("--train-views", views, "--out", tmp_path / views, "--quiet")
+        arguments = ("--strategy", "probe", "--train-views", views, "--out", tmp_path / views, "--quiet")
         assert tlkit("finetune", shapes, *small, *arguments).code == 0
     center, flip = (safetensors.torch.load_file(tmp_path / views / "model.safetensors") for views in ("center", "flip"))
     assert {name for name in center if not torch.equal(center[name], flip[name])} == {"fc.weight", "fc.bias"}
@@ -790,6 +826,7 @@ def test_heads_of_all_kinds_are_folded_exactly(
             torch.nn.init.normal_(module.weight, std=0.05)
     safetensors.torch.save_file(start.state_dict(), tmp_path / "start.safetensors")
     arguments = ("--model", model, "--weights", tmp_path / "start.safetensors", "--image-size", size)
+    arguments += ("--strategy", "probe")
     done = tlkit("finetune", data, *arguments, "--precision", "fp32", "--out", run, "--json")
     assert done.json["classes"] == ["disc", "square"]
 
@@ -822,7 +859,7 @@ def test_a_run_can_be_started_from_a_run(
     data = make_shapes(tmp_path / "data", ("one", "two"), 6)
     for option in ("--model", "--weights"):
         named = (option, trained) if option == "--model" else ("--model", "test_resnet", option, trained)
-        arguments = ("--precision", "fp32", "--out", tmp_path / option, "--json")
+        arguments = ("--strategy", "probe", "--precision", "fp32", "--out", tmp_path / option, "--json")
         told = tlkit("finetune", data, *named, *arguments).json
         assert (told["classes"], told["model"]) == (["one", "two"], "test_resnet")
         assert told["preprocessing"]["size"] == 64, "as stored in the run"

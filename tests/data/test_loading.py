@@ -17,7 +17,15 @@ from PIL import Image
 
 from tlkit.data import loading
 from tlkit.data.decode import decode
-from tlkit.data.loading import BadFile, Batch, ViewDataset, default_workers, load, refuse_bad_files
+from tlkit.data.loading import (
+    BadFile,
+    Batch,
+    ViewDataset,
+    default_workers,
+    load,
+    refuse_bad_files,
+    unreadable_files,
+)
 from tlkit.data.transforms import center, center_and_mirror, least_side, resize
 from tlkit.errors import TlkitError
 from tlkit.preprocessing import Preprocessing
@@ -186,3 +194,28 @@ def test_what_is_fine() -> None:
         refuse_bad_files([], 10, Path("data"), on_error)
         refuse_bad_files([], 0, Path("data"), on_error)
     loading.silent("images", 1, 2)
+
+
+# Files that cannot be read, before training
+
+
+@pytest.mark.parametrize("workers", [None, 0, 1, 2])
+def test_unreadable_files_are_those_that_loading_reports(folder: Path, workers: int | None) -> None:
+    reported = [file for batch in batches(folder, 0) for _, file in batch.bad]
+    found = unreadable_files(folder, NAMES, least_side(PREPROCESSING), workers=workers)
+    assert found == reported
+    assert [file.path for file in found] == [NAMES[row] for row in BAD]
+    assert all(reason in file.reason for file, reason in zip(found, BAD.values(), strict=True))
+
+
+def test_progress_of_reading_counts_images(folder: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    paths = ["0.jpg"] * 40 + ["missing.jpg"] * 30
+    bad = unreadable_files(folder, paths, 8, workers=0, progress=lambda *call: told.append(call))
+    assert len(bad) == 30
+    assert told == [("reading", done, 70) for done in (32, 64, 70)]
+
+
+def test_no_paths_none_unreadable(folder: Path) -> None:
+    assert unreadable_files(folder, [], 8) == []
+    assert unreadable_files(folder, ["0.jpg", "1.png"], 8) == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tlkit.data.folders import Samples
-from tlkit.data.splits import folds, split, with_groups
+from tlkit.data.splits import choosing_part, folds, split, with_groups
 from tlkit.errors import TlkitError
 
 
@@ -227,3 +227,71 @@ def test_folds_follow_the_seed() -> None:
     labels = np.repeat([0, 1], 50)
     first, same, other = (np.concatenate(folds(labels, [], seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, same) and not np.array_equal(first, other)
+
+
+# The part to choose on
+
+
+def with_splits(counts: list[int], val: float, test: float) -> Samples:
+    return split(samples(counts), val=val, test=test, seed=0)
+
+
+@pytest.mark.parametrize("on_val", [False, True])
+def test_val_is_chosen_on_where_test_is_reported(on_val: bool) -> None:
+    made = with_splits([20, 30], 0.2, 0.2)
+    where, mask = choosing_part(made, on_val=on_val, seed=1)
+    assert where == "val"
+    assert mask.dtype == bool and np.array_equal(mask, made.splits == "val")
+
+
+def test_val_is_chosen_on_where_asked_for() -> None:
+    made = with_splits([20, 30], 0.2, 0.0)
+    where, mask = choosing_part(made, on_val=True, seed=1)
+    assert where == "val" and np.array_equal(mask, made.splits == "val")
+
+
+@pytest.mark.parametrize(("val", "test", "on_val"), [(0.2, 0.0, False), (0.0, 0.2, True), (0.0, 0.0, True)])
+def test_else_a_stratified_part_of_train_is_chosen_on(val: float, test: float, on_val: bool) -> None:
+    made = with_splits([20, 45, 10], val, test)
+    where, mask = choosing_part(made, on_val=on_val, seed=1)
+    assert where == "train"
+    assert (made.splits[mask] == "train").all()
+    in_train, chosen = (np.bincount(made.labels[rows]) for rows in (made.splits == "train", mask))
+    assert chosen.tolist() == [round(0.2 * count) for count in in_train.tolist()]
+    _, other = choosing_part(made, on_val=on_val, seed=2)
+    _, again = choosing_part(made, on_val=on_val, seed=1)
+    assert np.array_equal(mask, again) and not np.array_equal(mask, other)
+    _, half = choosing_part(made, on_val=on_val, seed=1, share=0.5)
+    assert half.sum() == sum(round(0.5 * count) for count in in_train.tolist())
+
+
+@pytest.mark.parametrize("counts", [[1, 2, 3, 50], [2, 2, 3], [3, 0, 3]])
+def test_no_class_is_left_without_two_images_to_train_on(counts: list[int]) -> None:
+    made = with_splits(counts, 0.0, 0.0)
+    where, mask = choosing_part(made, on_val=False, seed=0)
+    assert where == "train"
+    left = np.bincount(made.labels[~mask], minlength=len(counts))
+    assert (left >= np.minimum(counts, 2)).all()
+    chosen = np.bincount(made.labels[mask], minlength=len(counts))
+    assert ((chosen > 0) == (np.array(counts) > 2)).all()
+
+
+@pytest.mark.parametrize("counts", [[2, 2, 2], [1, 1], [2]])
+def test_too_few_images_to_choose_on(counts: list[int]) -> None:
+    where, mask = choosing_part(with_splits(counts, 0.0, 0.0), on_val=False, seed=0)
+    assert where == "" and mask.shape == (sum(counts),) and not mask.any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_choosing_tears_no_group(seed: int) -> None:
+    made = split(grouped(40, 3, 300, seed), val=0.2, test=0.0, seed=seed)
+    where, mask = choosing_part(made, on_val=False, seed=seed)
+    assert where == "train" and (made.splits[mask] == "train").all()
+    assert not set(made.groups[mask].tolist()) & set(made.groups[~mask].tolist())
+    assert mask.sum() == pytest.approx(0.2 * (made.splits == "train").sum(), rel=0.35)
+
+
+def test_groups_that_cannot_be_divided_leave_nothing_to_choose_on() -> None:
+    made = samples([10, 10], groups=["one"] * 20, splits=["train"] * 20)
+    where, mask = choosing_part(made, on_val=False, seed=0)
+    assert where == "" and not mask.any()

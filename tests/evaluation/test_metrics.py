@@ -16,7 +16,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from tlkit.evaluation.metrics import BINS, calibration_error, metrics, per_class, wilson
+from tlkit.evaluation.metrics import BINS, calibration_error, image_losses, metrics, per_class, wilson
 
 
 def made(count: int, classes: int, seed: int, sharpness: float = 2.0) -> tuple[np.ndarray, np.ndarray]:
@@ -154,3 +154,21 @@ def test_what_is_undefined_is_null() -> None:
     assert b == {"class": "b", "images": 0, "precision": 0.0, "recall": None, "f1": 0.0}
     assert c == {"class": "c", "images": 1, "precision": None, "recall": 0.0, "f1": 0.0}
     assert d == {"class": "d", "images": 0, "precision": None, "recall": None, "f1": None}
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_losses_of_images_are_those_of_scikit_learn_one_by_one(dtype: Any) -> None:
+    probabilities, labels = made(30, 4, 0)
+    losses = image_losses(probabilities.astype(dtype), labels)
+    assert losses.shape == (30,) and losses.dtype == np.float64
+    one_by_one = [
+        log_loss([label], row[None], labels=range(4)) for label, row in zip(labels, probabilities, strict=True)
+    ]
+    assert losses == pytest.approx(one_by_one, rel=1e-2 if dtype == np.float16 else 1e-5)
+    assert metrics(probabilities, labels)["loss"] == pytest.approx(image_losses(probabilities, labels).mean())
+
+
+def test_losses_of_images_are_finite() -> None:
+    found = image_losses(np.array([[1.0, 0.0], [0.0, 1.0], [1e-300, 1.0]]), np.array([1, 1, 0]))
+    assert found == pytest.approx([-math.log(np.finfo(np.float32).tiny), 0.0, -math.log(np.finfo(np.float32).tiny)])
+    assert len(image_losses(np.empty((0, 3)), np.empty(0, dtype=int))) == 0

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 import yaml
 
-from tlkit.config import Opt, check_value, literal_choices, option_name
+from tlkit.config import Opt, check_value, key, literal_choices, option_name
 from tlkit.errors import TlkitError, did_you_mean
 
 
@@ -128,12 +128,13 @@ def read_recipe(path: Path, command: str, known: dict[str, Any]) -> dict[str, An
     if (other := values.pop("command", command)) != command:
         raise TlkitError(f"this recipe is for '{other}', not '{command}'", where=path, remedy=f"run 'tlkit {other}'")
     found = {}
-    for key, value in values.items():
-        name = str(key).replace("-", "_")
+    for word, value in values.items():
+        name = str(word).replace("-", "_")
         name = f"{name}_" if f"{name}_" in known else name  # a word of Python's, such as from
         if name not in known:
-            remedy = did_you_mean(name, known) or f"known keys: {', '.join(sorted(known))}"
-            raise TlkitError(f"unknown key '{key}'", where=path, remedy=remedy)
+            keys = sorted(map(key, known))
+            remedy = did_you_mean(name, keys) or f"known keys: {', '.join(keys)}"
+            raise TlkitError(f"unknown key '{word}'", where=path, remedy=remedy)
         if value is not None:
             found[name] = _recipe_value(path, name, known[name], value)
     return found
@@ -145,12 +146,12 @@ def _recipe_value(path: Path, name: str, hint: Any, value: Any) -> Any:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         value = str(value) if get_args(hint)[1].pattern and number else _as(kind, value)  # lr: 0.01
     except ValueError:
-        what = f"key '{name}' has a value of the wrong type: {value!r}"
+        what = f"key '{key(name)}' has a value of the wrong type: {value!r}"
         raise TlkitError(what, where=path, remedy=f"give {_wanted(kind)}") from None
     try:
         check_value(name, hint, value)
     except TlkitError as error:
-        raise TlkitError(f"key '{name}': {error.what}", where=path, remedy=error.remedy) from error
+        raise TlkitError(f"key '{key(name)}': {error.what}", where=path, remedy=error.remedy) from error
     return value
 
 

@@ -110,7 +110,7 @@ def _measure(
         "device": str(accelerator.device),
         "precision": accelerator.mixed_precision,
     }
-    metrics_table(console, f"{loaded.name} on {samples.root}", {part: figures})
+    metrics_table(console, f"{loaded.title} on {samples.root}", {part: figures})
     if output.out is not None:
         folder = run_folder.new_run(output.out, "evaluate")
         summary["run"] = str(folder)
@@ -215,7 +215,7 @@ def _plan(aligned: Aligned, loaded: Loaded, part: str, tta: str, console: Consol
     counts = {name: int(count) for name, count in zip(names, images, strict=True) if count}
     console.table(f"images of {part}", ["class", "images"], [[name, count] for name, count in counts.items()])
     console.line(
-        f"network {loaded.name}, weights: {loaded.weights}, input {loaded.preprocessing.size} px, views: {tta}"
+        f"network {loaded.title}, weights: {loaded.weights}, input {loaded.preprocessing.size} px, views: {tta}"
     )
     plan = {"images": {part: counts}, "total": int(images.sum())}
     return {"model": loaded.name, "weights": loaded.weights, "split": part, "tta": tta, "plan": plan}

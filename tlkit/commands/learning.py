@@ -11,25 +11,19 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tlkit import __version__, compute, config, run_folder
+from tlkit import compute, config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.keeping import kept_when_stopped
-from tlkit.commands.labelled import (
-    metrics_table,
-    report_skipped,
-    skipped,
-    stored_split,
-    write_predictions,
-    write_report,
-)
+from tlkit.commands.labelled import report_skipped, skipped, stored_split
 from tlkit.commands.planning import show_plan
-from tlkit.data.folders import SPLITS, Samples, read_samples
+from tlkit.commands.reading import labelled, read, refuse_too_few, seen_before
+from tlkit.commands.results import write_results
+from tlkit.data.folders import SPLITS, Samples
 from tlkit.data.loading import ViewDataset, refuse_bad_files, unreadable_files
-from tlkit.data.splits import choosing_part, split, with_groups
+from tlkit.data.splits import choosing_part
 from tlkit.data.transforms import center, center_and_mirror, least_side
-from tlkit.errors import TlkitError, UsageError
-from tlkit.evaluation.metrics import metrics
-from tlkit.networks.build import Loaded, build, known_name, save_network, weight_bytes
+from tlkit.errors import TlkitError
+from tlkit.networks.build import Loaded, build, known_name, weight_bytes
 from tlkit.networks.complexity import noise, stage_costs
 from tlkit.networks.stages import stages
 from tlkit.networks.variants import has_small_stem
@@ -38,9 +32,9 @@ from tlkit.training.checkpoint import Checkpoint, read_checkpoint
 from tlkit.training.closed_head import HeadOptions
 from tlkit.training.features import extract
 from tlkit.training.optimizers import check_name
-from tlkit.training.phases import Decision
+from tlkit.training.setup import Settings
 from tlkit.training.strategies import Situation
-from tlkit.training.trainer import Settings, Trainer
+from tlkit.training.trainer import Trainer
 
 SMALL_INPUT = 64
 """Inputs up to this side, in pixels, get a stem that does not shrink them."""
@@ -155,9 +149,9 @@ def learn(
         return _go_on(make, groups, resume, console, started)
     options = make(*groups)
     run_folder.refuse_existing(output.out)
-    samples = _read(options)
+    samples = read(options)
     loaded = _build(options, console)
-    for remark in samples.remarks():
+    for remark in (*samples.remarks(), *seen_before(options, samples)):
         console.warn(remark)
     if output.plan:
         return _plan(options, samples, loaded, console)
@@ -184,46 +178,15 @@ def _go_on(
         return run_folder.read_json(run / run_folder.SUMMARY)
     options = make(*(config.group_from_recipe(type(group), recipe) for group in groups))
     stored = read_checkpoint(run)
-    samples = stored_split(_labelled(options), run)
+    samples = stored_split(labelled(options), run)
     samples = samples.take(samples.splits != "")
-    _refuse_too_few(samples, options)
+    refuse_too_few(samples, options)
     loaded = _build(options, console)
     if stored is None:
         (run / run_folder.METRICS).unlink(missing_ok=True)
+    run_folder.remove_half_written(run)
     with kept_when_stopped(run, command, console, fresh=False, keep_state=resume.keep_state):
         return _train(options, samples, loaded, run, resume, stored, console, started)
-
-
-def _read(options: Options) -> Samples:
-    """The images with labels and splits, checked for what training needs."""
-    data, samples = options.data, _labelled(options)
-    if not samples.splits.any():
-        samples = split(samples, val=data.val_fraction, test=data.test_fraction, seed=options.compute.seed)
-    _refuse_too_few(samples, options)
-    return samples
-
-
-def _labelled(options: Options) -> Samples:
-    """The images with labels, groups, and the splits that the data brings."""
-    data = options.data
-    if data.data is None:
-        raise UsageError("missing argument DATA", where=f"tlkit {options.command}", remedy="give the folder of images")
-    samples = read_samples(data.data)
-    if len(samples.classes) < 2:
-        what = f"only one class ({samples.classes[0]})" if samples.classes else "no classes"
-        raise TlkitError(what, where=data.data, remedy="a classifier needs at least two class folders")
-    return with_groups(samples, data.group_regex) if data.group_regex is not None else samples
-
-
-def _refuse_too_few(samples: Samples, options: Options, which: str = "") -> None:
-    of_train = np.bincount(samples.labels[samples.splits == "train"], minlength=len(samples.classes))
-    if (of_train < 2).any():
-        few = int(of_train.argmin())
-        images = {0: "no training image", 1: "a single training image"}[int(of_train[few])]
-        remedy = "each class needs at least two: add images, or remove the class"
-        raise TlkitError(f"class '{samples.classes[few]}' has {images}{which}", where=options.data.data, remedy=remedy)
-    if options.data.select_on == "val" and "val" not in samples.splits:
-        raise TlkitError("there is no val split to choose on", where="--select-on", remedy="leave it out")
 
 
 def _build(options: Options, console: Console) -> Loaded:
@@ -284,7 +247,7 @@ def _train(
         refuse_bad_files(bad, count, samples.root, options.data.on_error)
         report_skipped(console, bad)
         samples, left_out = samples.take(readable), skipped(bad)
-    _refuse_too_few(samples, options, " that can be read")
+    refuse_too_few(samples, options, " that can be read")
     chosen_on, choosing = _choosing(options, samples)
     _new_head(options, loaded, samples)
     trainer = Trainer(
@@ -310,7 +273,7 @@ def _train(
         plan = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
         decision = trainer.carry_out(plan)
         probabilities = trainer.predict_all()
-        return _results(options, trainer, decision, probabilities, chosen_on, left_out, console, started)
+        return write_results(options, trainer, decision, probabilities, chosen_on, left_out, console, started)
 
 
 def _ready_classifier(loaded: Loaded, classes: int) -> None:
@@ -371,84 +334,6 @@ def _situation(options: Options, samples: Samples, choosing: np.ndarray, chosen_
         seen=len(samples),
         lr=options.rate,
     )
-
-
-def _results(
-    options: Options,
-    trainer: Trainer,
-    decision: Decision,
-    probabilities: np.ndarray,
-    chosen_on: str,
-    left_out: list[dict[str, str]],
-    console: Console,
-    started: float,
-) -> dict[str, Any]:
-    """Write what a finished run leaves, and tell it."""
-    run, samples, loaded = trainer.run, trainer.samples, trainer.loaded
-    phases = trainer.state.phases
-    used = {chosen_on} | {phase.get("chosen_on") for phase in phases}
-    found = {}
-    for name in ("val", "test"):
-        rows = samples.splits == name
-        if rows.any():
-            found[name] = metrics(probabilities[rows], samples.labels[rows]) | {"used_for_selection": name in used}
-    save_network(run, replace(loaded, network=trainer.network, classes=samples.classes))
-    stopped = next((phase["stopped"] for phase in phases if phase.get("stopped") == "time limit"), "")
-    summary = {
-        "run": str(run),
-        "model": loaded.name,
-        "weights": loaded.weights,
-        "strategy": options.name,
-        "classes": list(samples.classes),
-        "images": {name: int((samples.splits == name).sum()) for name in SPLITS if (samples.splits == name).any()},
-        **({"choosing": {"on": chosen_on, "images": int(trainer.choosing.sum())}} if chosen_on else {}),
-        "metrics": found,
-        "phases": phases,
-        **({"decision": decision.told} if decision.told else {}),
-        **({"stopped": stopped} if stopped else {}),
-        "skipped_files": left_out,
-        "preprocessing": loaded.preprocessing.to_dict(),
-        "device": str(trainer.accelerator.device),
-        "precision": trainer.accelerator.mixed_precision,
-    }
-    write_predictions(run, samples, probabilities, left_out)
-    told = {
-        "command": options.command,
-        "version": __version__,
-        "seconds": round(time.monotonic() - started, 3),
-    } | summary
-    reported = next((name for name in ("test", "val") if name in found), "train")
-    part = samples.splits == reported
-    title = f"{options.command} {(options.data.data or run).absolute().name}"
-    recipe = (run / run_folder.RECIPE).read_text(encoding="utf-8")
-    write_report(
-        run,
-        title,
-        told,
-        reported,
-        samples.classes,
-        samples.take(part),
-        probabilities[part],
-        recipe,
-        trainer.state.history,
-    )
-    run_folder.write_json(run / run_folder.SUMMARY, told)  # last: it says that the run is finished
-    _tell(console, summary, loaded.title, run)
-    return summary
-
-
-def _tell(console: Console, summary: dict[str, Any], title: str, run: Path) -> None:
-    if summary["metrics"]:
-        metrics_table(console, f"{title}, {summary['strategy']}", summary["metrics"])
-    else:
-        console.line("trained on all images: there are none left to measure on (see --val-fraction)")
-    if "decision" in summary:
-        console.line(f"auto    {summary['decision']}")
-    if "stopped" in summary:
-        console.line(f"stopped by the {summary['stopped']}")
-    console.line(f"run     {run}")
-    console.line(f"report  {run / run_folder.REPORT}")
-    console.line(f"next    tlkit predict {run} PHOTOS")
 
 
 def _counts(samples: Samples) -> str:

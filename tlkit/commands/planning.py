@@ -53,7 +53,7 @@ def show_plan(
         )
     title = f"phases of {options.name}" + (", at most" if any(phase.trial for phase in phases) else "")
     console.table(title, ["phase", "stages that train", "parameters", "epochs", "highest rates"], rows)
-    console.line(f"network {loaded.name}, weights: {loaded.weights}, input {loaded.preprocessing.size} px")
+    console.line(f"network {loaded.title}, weights: {loaded.weights}, input {loaded.preprocessing.size} px")
     console.line(f"estimated time {seconds:.0f} s on {compute.accelerator(options.compute).device}")
     plan = {"images": counts, "stages": sizes, "phases": told, "estimated_seconds": round(seconds, 1)}
     return {"model": loaded.name, "weights": loaded.weights, "strategy": options.name, "plan": plan}
@@ -68,7 +68,8 @@ def longest(strategy: Strategy) -> list[Phase]:
             if phase.listed:
                 phases.append(phase)
             loss = 1 / (1 + len(phases))
-            phase = strategy.send(Outcome(phase.epochs, 0.0, (loss, loss)))
+            seconds = float(phase.solves)  # a budget is a multiple of the probe's time; no clock stops a trial here
+            phase = strategy.send(Outcome(phase.epochs, seconds, (loss, loss)))
     except StopIteration:
         return phases
 

@@ -16,6 +16,7 @@ from tlkit.errors import TlkitError
 
 FILE = "checkpoint.safetensors"
 FORMAT = 1
+GROUP = "group "
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,18 @@ def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimiser's memory as tensors and plain values, both by ``number of the parameter.name``."""
+    """An optimiser's memory as tensors and plain values, both by ``number of the parameter.name``.
+
+    Some (LAMB, Adan) count steps for a group instead: ``group number.step``.
+    """
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
     for number, memory in optimizer.state_dict()["state"].items():
         for name, value in memory.items():
             (tensors if isinstance(value, Tensor) else values)[f"{number}.{name}"] = value
+    for number, group in enumerate(optimizer.param_groups):
+        if "step" in group:
+            values[f"{GROUP}{number}.step"] = int(group["step"])
     return tensors, values
 
 
@@ -104,6 +111,9 @@ def restore_optimizer(
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**tensors, **values}.items():
         number, _, name = key.partition(".")
+        if number.startswith(GROUP):
+            optimizer.param_groups[int(number.removeprefix(GROUP))][name] = value
+            continue
         parameter = parameters[int(number)]
         alike = isinstance(value, Tensor) and value.shape == parameter.shape
         kept = torch.empty_like(parameter, dtype=value.dtype).copy_(value) if alike else value

@@ -149,6 +149,7 @@ class _Loop:
     clip: float | None
     place: Place
     say: Callable[[str], None]
+    told: bool = False
 
     def step(self, batch: tuple[Tensor, ...], weight: float, draw: int) -> dict[str, Tensor]:
         while True:
@@ -185,7 +186,9 @@ class _Loop:
         return whole
 
     def _losses(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        with QuickDepthwise():
+        at = self.accelerator
+        quick = at.device.type == "cpu" and at.mixed_precision == "bf16"
+        with QuickDepthwise() if quick else nullcontext():
             return self.objective(*batch)
 
     def _halve(self, count: int, error: Exception) -> None:
@@ -197,8 +200,9 @@ class _Loop:
             raise TlkitError(
                 f"{what}; {why}" if why else what, where=str(self.accelerator.device), remedy="lower --batch-size"
             ) from error
-        if parts == 1:
+        if not self.told:
             self.say("not enough memory: each batch is computed in parts, which adds up to the same step")
+            self.told = True
         self.place.parts = 2 * parts
         if self.accelerator.device.type == "cuda":
             torch.cuda.empty_cache()

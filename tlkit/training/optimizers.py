@@ -12,6 +12,9 @@ from torch import nn
 from tlkit.errors import TlkitError, did_you_mean
 from tlkit.networks.stages import stages
 
+UNUSABLE = ("adahessian", "kron")
+"""Of timm's optimisers: the one needs second derivatives, the other gigabytes for a convolution's weights."""
+
 
 def parameter_groups(network: nn.Module, rates: Mapping[str, float], weight_decay: float) -> list[dict[str, Any]]:
     """What trains, by stage; each stage's norms, biases and whatever the network exempts from decay stand apart.
@@ -47,24 +50,36 @@ def create_optimizer(name: str, groups: list[dict[str, Any]], momentum: float) -
         momentum: For those that have one.
 
     Raises:
-        TlkitError: No optimiser of that name.
+        TlkitError: No optimiser of that name, or it refuses its rate or momentum.
     """
     if name == "sgd":
         return torch.optim.SGD(groups, lr=0.0, momentum=momentum)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0)
     check_name(name)
-    made: torch.optim.Optimizer = create_optimizer_v2(groups, opt=name, lr=0.0, momentum=momentum)
+    highest = max(group["peak"] for group in groups)  # some refuse a rate of 0
+    made: torch.optim.Optimizer
+    try:
+        made = create_optimizer_v2(groups, opt=name, lr=highest, momentum=momentum)
+    except ValueError as error:  # Nesterov's momentum of 0
+        raise TlkitError(f"{name} refuses: {error}", where="--optimizer", remedy="use other values of it") from error
+    for group in made.param_groups:
+        if group.get("max_lr_snapshot") is not None:  # corrected decay: by lr^2 over the highest lr, here of the stage
+            group["max_lr_snapshot"] = group["peak"]
     return made
 
 
 def check_name(name: str) -> None:
-    """Raise where there is no optimiser of that name.
+    """Raise where there is no optimiser of that name, or where it cannot run.
 
     Raises:
         TlkitError: With the nearest name.
     """
-    known = list_optimizers()
+    known = [other for other in list_optimizers() if not other.startswith(UNUSABLE)]
     if name not in known:
         remedy = did_you_mean(name, known) or "use sgd, adamw, or one of timm.optim.list_optimizers()"
         raise TlkitError(f"unknown optimiser '{name}'", where="--optimizer", remedy=remedy)
+    try:
+        create_optimizer_v2([nn.Parameter(torch.zeros(2, 2))], opt=name, lr=1.0)
+    except (AssertionError, ImportError) as error:  # of those from other packages
+        raise TlkitError(f"{name} cannot be used here ({error})", where="--optimizer", remedy="use another") from error

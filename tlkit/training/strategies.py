@@ -197,18 +197,18 @@ def _auto(situation: Situation, training: config.Training) -> Strategy:
         phase = Phase(stages, epochs, rates, remember="accepted", seconds=seconds, trial=True)
         outcome = yield phase
         gain, error = paired_gain(best.losses, outcome.losses)
-        rejected = gain <= error
+        rejected = not gain > error  # also where it is not a number
         found = f"loss on the choosing part {-gain:+.4f}, standard error {error:.4f}"
         verdicts[number] = not rejected, found
         budget.spend(phase, outcome, kept=not rejected)
         if rejected:
-            why = f"{_named(stages)} did not clearly help ({found})"
+            why = f"training {_named(stages)} did not clearly help ({found})"
             break
         best = outcome
         kept.append(replace(phase, epochs=outcome.epochs, remember=None, seconds=None, on_all=True, trial=False))
     if not kept:
         return Decision("probe" if apart else "accepted" if rejected else None, verdicts, f"kept the probe: {why}")
-    told = f"kept {_named(kept[-1].stages)} in training ({verdicts[len(kept) + 1][1]}); {why}"
+    told = f"trained {_named(kept[-1].stages)} ({verdicts[len(kept) + 1][1]}); {why}"
     if not apart:
         return Decision("accepted" if rejected else None, verdicts, told)
     for number, phase in enumerate(kept):
@@ -245,7 +245,7 @@ class _Budget:
         self.passes = (
             math.inf if limited else (BUDGET - 2) * situation.seen
         )  # the probe itself, and the last predictions
-        self.seconds = (limit or math.inf if limited else BUDGET * probe_seconds) - probe_seconds
+        self.seconds = (limit if limit is not None else math.inf if limited else BUDGET * probe_seconds) - probe_seconds
 
     def next_trial(self, stages: Sequence[str]) -> tuple[int, float | None]:
         """Epochs, and seconds after which it is stopped; no epochs where nothing is left."""

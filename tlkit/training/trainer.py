@@ -6,8 +6,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from tlkit import config, run_folder
-from tlkit.data.batches import BatchPlan
 from tlkit.data.folders import Samples
 from tlkit.data.loading import Progress, ViewDataset, silent
-from tlkit.data.training import Mixing, TrainingBatches, TrainingDataset
+from tlkit.data.training import TrainingBatches
 from tlkit.data.transforms import View, center
 from tlkit.errors import TlkitError
 from tlkit.evaluation.metrics import image_losses, metrics
@@ -29,15 +28,16 @@ from tlkit.networks.build import Loaded
 from tlkit.networks.forward import channels_last, classify
 from tlkit.networks.freezing import freeze
 from tlkit.networks.stages import stages
-from tlkit.training import rate_finder, schedules
+from tlkit.training import rate_finder
 from tlkit.training.checkpoint import FILE, Checkpoint, Due, optimizer_state, restore_optimizer, write_checkpoint
-from tlkit.training.closed_head import HeadOptions, fit_closed, fold
+from tlkit.training.closed_head import fit_closed, fold
 from tlkit.training.features import Features, extract
 from tlkit.training.fit import Diverged, Place, fit, held_signals
 from tlkit.training.objectives import Supervised
 from tlkit.training.optimizers import create_optimizer, parameter_groups
 from tlkit.training.phases import Decision, Outcome, Phase, Strategy
 from tlkit.training.probe import Head
+from tlkit.training.setup import Settings, anchors, make_batches, make_objective, schedule
 from tlkit.training.state import PhaseState, State
 
 if TYPE_CHECKING:
@@ -45,29 +45,6 @@ if TYPE_CHECKING:
 
 
 REMEMBERED = "remembered "
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run's options say about training.
-
-    Args:
-        training: How the network learns; what becomes of batch norm is given.
-        augmentation: How images are varied; the preset is given.
-        compute: Workers and seed.
-        batch_size: Images in a step, over all processes.
-        patience: Epochs without a lower loss on the choosing part after which a phase ends; 0 for never.
-        head: How a head is fitted in closed form.
-        train_view: Views of an image that it is fitted on.
-    """
-
-    training: config.Training
-    augmentation: config.Augmentation
-    compute: config.Compute
-    batch_size: int
-    patience: int
-    head: HeadOptions
-    train_view: View = center
 
 
 class Trainer:
@@ -109,7 +86,8 @@ class Trainer:
         self.network = channels_last(loaded.network.to(accelerator.device))
         self.features = features
         self.head: Head | None = None
-        self.state = State(seconds=features_seconds, phase=PhaseState(seconds=features_seconds))
+        place = Place(parts=settings.training.accumulate)
+        self.state = State(seconds=features_seconds, phase=PhaseState(place=place, seconds=features_seconds))
         self.remembered: dict[str, dict[str, Tensor]] = {}
         self.best: dict[str, Tensor] = {}
         self.optimizer: torch.optim.Optimizer | None = None
@@ -118,8 +96,7 @@ class Trainer:
         self._notes = notes or {}
         self.began = self.phase_began = time.monotonic()
         self._due = Due(checkpoint_every, self.began)
-        start = self.network.named_parameters() if settings.training.anchor else ()
-        self._anchors = {name: tensor.detach().clone() for name, tensor in start}
+        self._anchors = anchors(self.network) if settings.training.anchor else {}
 
     @property
     def seconds(self) -> float:
@@ -197,11 +174,12 @@ class Trainer:
         if self.features is None:
             self.features = self._extract()
         self.head = head = fit_closed(self.samples, self.features, self._rows(phase), self.settings.head)
-        fold(self.loaded, self.network, head, self.features)
         with held_signals():
+            fold(self.loaded, self.network, head, self.features)
             chosen = head.probabilities(self.features.values[self.choosing, 0].astype(np.float64))
             self.state.phase.losses = image_losses(chosen, self.samples.labels[self.choosing]).tolist()
-            if phase.listed:
+            recorded = any(row["phase"] == len(self.state.phases) + 1 for row in self.state.history)
+            if phase.listed and not recorded:  # by a process that was stopped before the phase's end
                 losses = {f"{strength:g}": loss for strength, loss in head.losses.items()}
                 self._record({"epoch": 1, "epochs": 1, "losses": losses, "strength": head.strength})
         return {"epochs": 1, "strength": head.strength, "chosen_on": head.chosen_on}
@@ -227,13 +205,13 @@ class Trainer:
         if training.ema:
             self.average = ModelEmaV3(self.network, decay=training.ema, use_warmup=True)
         self._restore_phase()
-        average, images = self.average, len(batches.dataset)
+        average, images, label = self.average, len(batches.dataset), f"phase {len(self.state.phases) + 1}"
         limit = config.seconds(training.time_limit) if training.time_limit else math.inf
 
         def after_step() -> bool:
             place = present.place
             done = images if place.step == batches.steps else place.step * batches.plan.batch_size
-            self.progress(f"phase {number}, epoch {place.epoch + 1}/{phase.epochs}", done, images)
+            self.progress(label, place.epoch * images + done, phase.epochs * images)
             if self.seconds > limit:
                 present.ended = "time limit"
             elif phase.seconds is not None and self._phase_seconds() > phase.seconds:
@@ -248,7 +226,7 @@ class Trainer:
                 prepared,
                 batches,
                 optimizer,
-                self._schedule(phase.epochs, batches.steps),
+                self._schedule(phase, batches.steps),
                 accelerator=self.accelerator,
                 epochs=0 if present.ended else phase.epochs,
                 place=present.place,
@@ -261,6 +239,8 @@ class Trainer:
             )
         except Diverged as error:
             raise self._told(error, number) from error
+        if present.ended and present.place.epoch < phase.epochs:  # what is shown ends here, too
+            self.progress(label, present.place.epoch * images, present.place.epoch * images)
         if present.place.step:  # stopped inside an epoch
             steps = present.place.step
             losses = {name: float((total / steps).item()) for name, total in present.place.totals.items()}
@@ -272,110 +252,45 @@ class Trainer:
         chosen = {} if present.best is None else {"best_epoch": present.best}
         return {"epochs": present.place.epoch, **chosen, "rates": rates, "stopped": present.ended}
 
+    def _schedule(self, phase: Phase, steps: int) -> Callable[[int], float]:
+        return schedule(self.settings.training, phase.epochs, steps, self.state.phase.watched)
+
     def _parts(
         self, phase: Phase, rates: Mapping[str, float], epochs: int, number: int
     ) -> tuple[Supervised, torch.optim.Optimizer, TrainingBatches]:
         """Objective, optimiser and batches of a phase."""
-        training, augmentation, compute = self.settings.training, self.settings.augmentation, self.settings.compute
         samples = self.samples.take(self._rows(phase))
-        preset = augmentation.augment
-        assert preset is not None
-        seed = compute.seed + 1000 * number
-        plan = BatchPlan(
-            samples.labels,
-            self.settings.batch_size,
-            seed,
-            balanced=augmentation.balanced_sampling,
-            rank=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
-        mixes = augmentation.mixup > 0 or augmentation.cutmix > 0
-        batches = TrainingBatches(
-            TrainingDataset(samples, self.loaded.preprocessing, preset, seed),
-            plan,
-            epochs=epochs,
-            device=self.accelerator.device,
-            workers=compute.workers,
-            mixing=Mixing(augmentation.mixup, augmentation.cutmix, len(samples.classes)) if mixes else None,
-        )
-        weights = None
-        if augmentation.class_weights == "balanced":
-            counts = np.bincount(samples.labels, minlength=len(samples.classes))
-            weights = torch.tensor(len(samples) / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
-        objective = Supervised(
-            self.network,
-            label_smoothing=augmentation.label_smoothing,
-            class_weights=weights,
-            anchor=training.anchor,
-            anchored={name: tensor for name, tensor in self._anchors.items() if name not in self._head_parameters()},
-        )
-        groups = parameter_groups(self.network, rates, training.weight_decay)
-        return objective, create_optimizer(training.optimizer, groups, training.momentum), batches
-
-    def _head_parameters(self) -> set[str]:
-        return {name for stage in stages(self.network) if stage.name == "head" for name in stage.parameters}
-
-    def _schedule(self, epochs: int, steps: int) -> Callable[[int], float]:
-        """The rate's factor for each step of a phase."""
-        training, whole = self.settings.training, epochs * steps
-        if training.schedule == "one-cycle":
-            return lambda step: schedules.one_cycle(step, whole)
-        rise = round(training.warmup * whole)
-        every = training.step_every * steps
-        shapes: dict[str, Callable[[int], float]] = {
-            "constant": schedules.constant,
-            "step": lambda step: schedules.step_decay(step, every, training.gamma),
-            "cosine": lambda step: schedules.cosine(max(0, step - rise), max(1, whole - rise), training.min_lr),
-            "plateau": lambda step: schedules.plateau(
-                self.state.phase.watched, max(1, round(training.step_every)), training.gamma
-            ),
-        }
-        shape = shapes[training.schedule]
-        return lambda step: schedules.warm_up(step, rise) * shape(step)
+        objective = make_objective(self.network, samples, self.settings, self._anchors)
+        groups = parameter_groups(self.network, rates, self.settings.training.weight_decay)
+        optimizer = create_optimizer(self.settings.training.optimizer, groups, self.settings.training.momentum)
+        seed = self.settings.compute.seed + 1000 * number
+        batches = make_batches(samples, self.loaded.preprocessing, self.settings, self.accelerator, epochs, seed)
+        return objective, optimizer, batches
 
     def _search(self, phase: Phase) -> float:
         """The learning-rate range test on a phase's images: a factor of its rates; the network is left as it was."""
         before = _copied(self.network)
-        epochs = math.ceil(rate_finder.STEPS / max(1, int(self._rows(phase).sum()) // self.settings.batch_size))
         head = max(phase.rates.values())
         unit = {name: rate / head for name, rate in phase.rates.items()}
+        epochs = rate_finder.epochs(int(self._rows(phase).sum()), self.settings.batch_size)
         objective, optimizer, batches = self._parts(phase, unit, epochs, 0)
-        prepared, prepared_optimizer = self.accelerator.prepare(objective, optimizer)
-        place, losses = Place(parts=self.state.phase.place.parts), []  # type: tuple[Place, list[float]]
-        seen = 0.0
-
-        def after_step() -> bool:
-            nonlocal seen
-            total = float(place.totals["loss"].item())
-            losses.append(total - seen)
-            seen = total
-            self.progress("searching a learning rate", len(losses), rate_finder.STEPS)
-            return len(losses) >= rate_finder.STEPS or rate_finder.gives_up(losses)
-
-        def next_epoch(_: object) -> bool:
-            nonlocal seen
-            place.epoch, place.step, place.totals, seen = place.epoch + 1, 0, {}, 0.0
-            return False
-
-        with suppress(Diverged):  # the highest rates are meant to
-            fit(
+        prepared, optimizer = self.accelerator.prepare(objective, optimizer)
+        try:
+            found = rate_finder.search(
                 prepared,
                 batches,
-                prepared_optimizer,
-                rate_finder.rate_at,
+                optimizer,
                 accelerator=self.accelerator,
                 epochs=epochs,
-                place=place,
+                parts=self.state.phase.place.parts,
                 seed=self.settings.compute.seed,
-                after_step=after_step,
-                after_epoch=next_epoch,
                 say=self.say,
+                progress=self.progress,
             )
+        finally:  # also where a signal ends it: what is then stored begins the search anew
+            with held_signals():
+                self._restore(before)
         self.accelerator.free_memory()
-        self._restore(before)
-        found = rate_finder.suggest([rate_finder.rate_at(step) for step in range(len(losses))], losses)
-        if found is None:
-            raise TlkitError("the loss falls at no learning rate", where="--lr auto", remedy="give --lr NUMBER")
         self.say(f"learning rate found: {found:.2g}")
         return found / head
 
@@ -388,11 +303,14 @@ class Trainer:
         figures = metrics(probabilities, labels) if len(labels) else {}
         present = self.state.phase
         with held_signals():
-            rates = {group["stage"]: group["lr"] for group in self.optimizer.param_groups}  # type: ignore[union-attr]
+            step = present.place.epoch * steps + present.place.step
+            factor = self._schedule(phase, steps)(step - 1)  # an optimiser just restored has taken no step yet
+            groups = self.optimizer.param_groups  # type: ignore[union-attr]
+            rates = {group["stage"]: group["peak"] * factor for group in groups}
             row = {
                 "epoch": present.place.epoch + 1,
                 "epochs": phase.epochs,
-                "step": present.place.epoch * steps + present.place.step,
+                "step": step,
                 "losses": losses,
                 "rates": rates,
             }
@@ -488,7 +406,9 @@ class Trainer:
             raise
 
     def save(self) -> None:
-        """Store the state; on a full disk the last one stays whole."""
+        """Store the state; on a full disk the last one stays whole, as it does where the loss has left for good."""
+        if not all(torch.isfinite(total) for total in self.state.phase.place.totals.values()):
+            return
         try:
             write_checkpoint(self.run, self._checkpoint())
         except BaseException:
@@ -496,12 +416,17 @@ class Trainer:
             raise
 
     def _checkpoint(self) -> Checkpoint:
-        memory, scalars = optimizer_state(self.optimizer) if self.optimizer is not None else ({}, {})
+        if self._stored is not None:  # not taken up yet: nothing has been trained since
+            memory, average = (self._stored.tensors.get(group, {}) for group in ("optimizer", "average"))
+            scalars = self._stored.values["optimizer"]
+        else:
+            memory, scalars = optimizer_state(self.optimizer) if self.optimizer is not None else ({}, {})
+            average = dict(self.average.module.state_dict()) if self.average is not None else {}
         tensors = {
             "network": dict(self.network.state_dict()),
             "best": self.best,
             "optimizer": memory,
-            "average": dict(self.average.module.state_dict()) if self.average is not None else {},
+            "average": average,
             **{f"{REMEMBERED}{name}": weights for name, weights in self.remembered.items()},
         }
         state = replace(self.state, seconds=self.seconds)
@@ -512,7 +437,8 @@ class Trainer:
         """Take up a stored state; optimiser and average follow when the phase that they belong to goes on."""
         self.state = State.from_dict(stored.values["state"], self.accelerator.device)
         tensors = stored.tensors
-        if self.network.num_classes != len(self.samples.classes):
+        now = self.network.state_dict()  # its classifier is that of its weights until the first head is fitted
+        if any(name not in now or now[name].shape != tensor.shape for name, tensor in tensors["network"].items()):
             self.network.reset_classifier(len(self.samples.classes))  # type: ignore[operator]
             self.network.to(self.accelerator.device)
         self._restore(tensors["network"])
@@ -525,13 +451,14 @@ class Trainer:
 
     def _restore_phase(self) -> None:
         """Optimiser and average of the phase that a stored state was in the middle of."""
-        stored, self._stored = self._stored, None
+        stored = self._stored
         if stored is None:
             return
         assert self.optimizer is not None
         restore_optimizer(self.optimizer, stored.tensors.get("optimizer", {}), stored.values["optimizer"])
         if self.average is not None and "average" in stored.tensors:
             self.average.module.load_state_dict(stored.tensors["average"])
+        self._stored = None
 
     def _restore(self, weights: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict(weights)

@@ -352,3 +352,98 @@ def test_unknown_stage(name: str, remedy: str) -> None:
     assert f"the network has no stage '{name}'" in str(caught.value)
     assert remedy in str(caught.value)
     assert all(parameter.requires_grad for parameter in network.parameters()), "nothing is changed"
+
+
+# Batch norm of stages that train
+
+
+def batch_norms(network: nn.Module) -> dict[str, Any]:
+    return {key: module for key, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+
+
+def stage_of(network: nn.Module, name: str) -> str:
+    return next(stage.name for stage in stages(network) if name in stage.parameters)
+
+
+WITH_BATCH_NORM = ["test_resnet", "test_efficientnet", "mobilenetv3_small_100", "regnetx_002"]
+
+
+@pytest.mark.parametrize("norms", ["train", "stats-frozen", "frozen"])
+@pytest.mark.parametrize("name", WITH_BATCH_NORM)
+def test_batch_norm_of_stages_that_train(name: str, norms: str) -> None:
+    """Which of scale, shift and statistics move in a training step; convolutions always do."""
+    network = make(name)
+    for module in batch_norms(network).values():  # as if it were trained: other statistics than those of a batch
+        module.running_mean.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
+    freeze(network, ["stem"], norms=norms)
+    layers = batch_norms(network)
+    own = {f"{key}.{kind}" for key in layers for kind in ("weight", "bias")}
+    cut = {stage.name for stage in stages(network)}
+    trained = {key for key, _ in trainable_parameters(network)}
+    expected = {key for key, _ in network.named_parameters() if stage_of(network, key) != "stem"}
+    assert own & expected, "there is some"
+    assert trained == (expected - own if norms == "frozen" else expected)
+
+    before = state_of(network, cut)
+    train_mode(network)
+    train(network)
+    network.eval()
+    train_mode(network)
+    train(network, steps=1)
+    after = state_of(network, cut)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    statistics = {f"{key}.{kind}" for key in layers for kind in ("running_mean", "running_var", "num_batches_tracked")}
+    assert statistics <= set(before)
+    trains = {key for key in layers if stage_of(network, f"{key}.weight") != "stem"}
+    moving = {key for key in statistics if key.rpartition(".")[0] in trains} if norms == "train" else set()
+    assert moved & statistics == moving, "bit for bit"
+    assert moved - statistics == trained
+
+
+@pytest.mark.parametrize("norms", ["stats-frozen", "frozen"])
+@pytest.mark.parametrize("way", WAYS)
+def test_statistics_stay_whoever_calls_train(norms: str, way: Callable[[nn.Module], nn.Module]) -> None:
+    network = make("test_efficientnet", **TINY["test_efficientnet"])
+    freeze(network, [], norms=norms)
+    before = {key: tensor.clone() for key, tensor in network.named_buffers()}
+    network = way(network)
+    layers = batch_norms(network)
+    assert layers and not any(module.training for module in layers.values())
+    inside = {key for key in dict(network.named_modules()) if any(key.startswith(f"{outer}.") for outer in layers)}
+    others = {key: module for key, module in network.named_modules() if key not in layers}
+    assert all(module.training for module in others.values()), "dropout and activations inside of them as well"
+    assert inside <= set(others)
+    train(network)
+    assert_equal(before, dict(network.named_buffers()))
+
+
+def test_frozen_statistics_are_what_normalises() -> None:
+    """The output of a training pass is then that of evaluation, and does not depend on the batch."""
+    network = make("test_resnet")
+    freeze(network, [], norms="stats-frozen")
+    images = torch.randn(4, 3, 64, 64)
+    trained, evaluated = network.train()(images), network.eval()(images)
+    assert torch.equal(trained, evaluated)
+    freeze(network, [])
+    assert not torch.allclose(network.train()(images), evaluated)
+
+
+def test_another_choice_of_norms_undoes_the_one_before() -> None:
+    network = make("test_resnet")
+    for norms in ("frozen", "stats-frozen", "train"):
+        freeze(network, [], norms=norms)
+        network.train()
+        layers = batch_norms(network).values()
+        assert {module.training for module in layers} == {norms == "train"}
+        assert {module.weight.requires_grad for module in layers} == {norms != "frozen"}
+    assert all(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("norms", ["stats-frozen", "frozen"])
+def test_other_norms_are_no_batch_norm(norms: str) -> None:
+    network = make("test_vit")
+    freeze(network, ["stem"], norms=norms)
+    network.train()
+    layers = {key: module for key, module in network.named_modules() if isinstance(module, nn.LayerNorm)}
+    trained = {key for key in layers if stage_of(network, f"{key}.weight") != "stem"}
+    assert trained and all(layers[key].training and layers[key].weight.requires_grad for key in trained)
