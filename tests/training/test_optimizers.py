@@ -120,7 +120,7 @@ def test_adamw_is_its_formula() -> None:
 
 ELSEWHERE = ("bnb", "fused")
 """Beginnings of the names of optimisers that need another package and a GPU."""
-TIMMS = [name for name in list_optimizers() if not name.startswith(ELSEWHERE) and name != "adahessian"]
+TIMMS = [name for name in list_optimizers() if not name.startswith((*ELSEWHERE, "adahessian", "kron"))]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", *TIMMS])
