@@ -15,10 +15,10 @@ demo: .venv/installed
 	$(BIN)/tlkit demo
 
 test: .venv/installed check
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest -n auto -m 'not slow'
 
 test-slow: .venv/installed
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -n auto -m slow
 
 check: .venv/installed
 	$(BIN)/ruff check .

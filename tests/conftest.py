@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gc
+import importlib
 import importlib.util
 import io
 import json
@@ -38,8 +40,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=f"the real images are not there ({SHARED_DATA})"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def imported() -> None:
+    """What commands import is kept out of garbage collections: a phase of training ends with one, hundreds of times."""
+    importlib.import_module("tlkit.commands.learning")
+    gc.freeze()
+
+
 def pytest_unconfigure() -> None:
     """What torch remembers of tensors from worker processes complains when the interpreter ends."""
+    gc.unfreeze()
     if reductions := sys.modules.get("torch.multiprocessing.reductions"):
         reductions.shared_cache.clear()
 

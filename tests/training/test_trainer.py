@@ -212,7 +212,7 @@ def test_ctrl_c_on_any_line(
     count = lines_of_the_trainer(lambda: start_run(tmp_path / "whole", *RUNS[run]))
     whole, stopped = outcome(tmp_path / "whole"), tmp_path / "stopped"
     draw = random.Random(7)
-    for _ in range(15 if request.node.get_closest_marker("slow") else 6):
+    for _ in range(6 if request.node.get_closest_marker("slow") else 3):
         at, codes = draw.randint(1, count), []
         lines_of_the_trainer(lambda codes=codes: codes.append(start_run(stopped, *RUNS[run])), at)
         (done,) = codes

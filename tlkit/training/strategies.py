@@ -23,8 +23,8 @@ BUDGET = 6.0
 BACKWARD = 2.5
 """Cost of the backward pass through a stage that trains, in forward passes of it."""
 RATES = {
-    "sgd": {"full": 1e-2, "differential": 1e-2, "lp-ft": 3e-3, "gradual": 1e-2, "auto": 1e-2, "random": 1e-1},
-    "adam": {"full": 3e-4, "differential": 1e-3, "lp-ft": 1e-4, "gradual": 1e-3, "auto": 1e-3, "random": 1e-3},
+    "sgd": {"full": 1e-2, "differential": 1e-2, "lp-ft": 3e-3, "gradual": 1e-2, "auto": 3e-3, "random": 1e-1},
+    "adam": {"full": 3e-4, "differential": 1e-3, "lp-ft": 1e-4, "gradual": 1e-3, "auto": 3e-4, "random": 1e-3},
 }
 """Highest learning rate by family of optimiser and strategy."""
 
