@@ -171,3 +171,14 @@ def test_a_plan_of_it(
     assert [phase["stages"] for phase in plan["phases"]] == [WHOLE[5:], WHOLE[4:], WHOLE[3:]]
     assert [phase["epochs"] for phase in plan["phases"]] == [1, 3, 3]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_images_that_the_first_run_was_trained_on_are_pointed_out(
+    tlkit: Tlkit, shapes: Path, trained: Path, make_shapes: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Another split of the same folder puts images into val that the network has seen; another folder does not."""
+    stage = ("--stages", 1, "--plan")
+    again = tlkit("unfreeze", shapes, "--from", trained, *stage, "--seed", 5)
+    assert again.code == 0 and f"{trained} was trained on" in again.err
+    other = tlkit("unfreeze", make_shapes(tmp_path / "other", seed=3), "--from", trained, *stage)
+    assert other.code == 0 and "was trained on" not in other.err
