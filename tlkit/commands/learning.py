@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tlkit.commands.planning import show_plan
 from tlkit.commands.reading import labelled, read, refuse_too_few, seen_before
 from tlkit.commands.results import write_results
 from tlkit.data.folders import SPLITS, Samples
-from tlkit.data.loading import ViewDataset, refuse_bad_files, unreadable_files
+from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files, unreadable_files
 from tlkit.data.splits import choosing_part
 from tlkit.data.transforms import center, center_and_mirror, least_side
 from tlkit.errors import TlkitError
@@ -30,11 +30,14 @@ from tlkit.networks.variants import has_small_stem
 from tlkit.training import strategies
 from tlkit.training.checkpoint import Checkpoint, read_checkpoint
 from tlkit.training.closed_head import HeadOptions
-from tlkit.training.features import extract
+from tlkit.training.features import Features, extract
 from tlkit.training.optimizers import check_name
 from tlkit.training.setup import Settings
 from tlkit.training.strategies import Situation
 from tlkit.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 SMALL_INPUT = 64
 """Inputs up to this side, in pixels, get a stem that does not shrink them."""
@@ -102,6 +105,7 @@ def refuse_idle(options: Options) -> None:
     name, training = options.strategy, options.training
     uses_loop = name != "probe"
     schedule = training.schedule
+    judges = strategies.uses_solver(name) or strategies.chooses(name, training)
     idle: list[tuple[config.Checked, tuple[str, ...], bool, str]] = [
         (options.unfreezing, ("stages", "epochs_per_stage", "order"), name != "gradual", f"--strategy {name}"),
         (training, tuple(one.name for one in fields(training)), not uses_loop, f"--strategy {name}"),
@@ -111,6 +115,7 @@ def refuse_idle(options: Options) -> None:
             not uses_loop,
             f"--strategy {name}",
         ),
+        (options.data, ("select_on",), not judges, f"--strategy {options.name}, which chooses nothing"),
         (training, ("epochs",), name == "gradual", "gradual unfreezing: give --epochs-per-stage"),
         (training, ("patience",), name == "auto", "--strategy auto, which judges whole phases"),
         (training, ("layer_decay",), name in ("full", "lp-ft", "random"), f"--strategy {options.name}"),
@@ -220,33 +225,15 @@ def _train(
     console.say(f"{loaded.title}, weights: {loaded.weights}; {_counts(samples)}")
     accelerator = compute.accelerator(options.compute)
     began = time.monotonic()
-    features = None
-    if stored is not None:
-        left_out = list(stored.values["skipped"])
-        bad_paths = {file["path"] for file in left_out}
-        samples = samples.take(np.array([path not in bad_paths for path in samples.paths]))
-    else:
-        count = len(samples)
-        if strategies.uses_solver(options.strategy):
-            _ready_classifier(loaded, len(samples.classes))
-            dataset = ViewDataset(samples.root, samples.paths, loaded.preprocessing, TRAIN_VIEWS[options.train_views])
-            features = extract(
-                loaded.network,
-                dataset,
-                accelerator=accelerator,
-                batch_size=options.compute.batch_size,
-                workers=options.compute.workers,
-                progress=console.progress,
-            )
-            bad, readable = features.bad, features.rows
-        else:
-            side, workers = least_side(loaded.preprocessing), options.compute.workers
-            bad = unreadable_files(samples.root, samples.paths, side, workers=workers, progress=console.progress)
-            unreadable = {file.path for file in bad}
-            readable = np.flatnonzero([path not in unreadable for path in samples.paths])
-        refuse_bad_files(bad, count, samples.root, options.data.on_error)
+    if stored is None:
+        features, bad = _first_pass(options, samples, loaded, accelerator, console)
+        refuse_bad_files(bad, len(samples), samples.root, options.data.on_error)
         report_skipped(console, bad)
-        samples, left_out = samples.take(readable), skipped(bad)
+        left_out = skipped(bad)
+    else:
+        features, left_out = None, list(stored.values["skipped"])
+    unreadable = {file["path"] for file in left_out}
+    samples = samples.take(np.array([path not in unreadable for path in samples.paths]))
     refuse_too_few(samples, options, " that can be read")
     chosen_on, choosing = _choosing(options, samples)
     _new_head(options, loaded, samples)
@@ -276,9 +263,25 @@ def _train(
         return write_results(options, trainer, decision, probabilities, chosen_on, left_out, console, started)
 
 
-def _ready_classifier(loaded: Loaded, classes: int) -> None:
+def _first_pass(
+    options: Options, samples: Samples, loaded: Loaded, accelerator: Accelerator, console: Console
+) -> tuple[Features | None, list[BadFile]]:
+    """Read every image once: through the network, where a head is to be fitted. Files that cannot be read are found."""
+    workers = options.compute.workers
+    if not strategies.uses_solver(options.strategy):
+        side = least_side(loaded.preprocessing)
+        return None, unreadable_files(samples.root, samples.paths, side, workers=workers, progress=console.progress)
     if not loaded.network.num_classes:  # some backbones (DINOv2, CLIP) come without a classifier
-        loaded.network.reset_classifier(classes)  # type: ignore[operator]
+        loaded.network.reset_classifier(len(samples.classes))  # type: ignore[operator]
+    features = extract(
+        loaded.network,
+        ViewDataset(samples.root, samples.paths, loaded.preprocessing, TRAIN_VIEWS[options.train_views]),
+        accelerator=accelerator,
+        batch_size=options.compute.batch_size,
+        workers=workers,
+        progress=console.progress,
+    )
+    return features, features.bad
 
 
 def _new_head(options: Options, loaded: Loaded, samples: Samples) -> None:
