@@ -339,9 +339,10 @@ def test_a_clock_that_stops_a_trial_ends_them() -> None:
     assert "there is no time for more" in decision.told
 
 
-def test_the_clock_of_trials_is_six_times_the_probes() -> None:
-    phases, _ = play("auto", lambda phase, number: Outcome(phase.epochs, 2.0, LOSSES))
-    assert phases[2].seconds == pytest.approx((BUDGET - 1) * 2.0 / (2 + 20 / 80))
+@pytest.mark.parametrize(("probe", "whole"), [(10.0, 6 * 10.0), (2.0, 20.0)], ids=["six times", "never before 20 s"])
+def test_the_clock_of_trials_is_six_times_the_probes(probe: float, whole: float) -> None:
+    phases, _ = play("auto", lambda phase, number: Outcome(phase.epochs, probe, LOSSES))
+    assert phases[2].seconds == pytest.approx((whole - probe) / (2 + 20 / 80))
 
 
 @pytest.mark.parametrize("accepted", [0, 2, 4])

@@ -20,6 +20,8 @@ PATIENCE = 3
 AUTO_EPOCHS = 3
 BUDGET = 6.0
 """Times the probe's own cost that `auto` may take in all."""
+LEAST_SECONDS = 20.0
+"""No clock stops `auto` before this time: of problems so small, much of the time is not spent on images."""
 BACKWARD = 2.5
 """Cost of the backward pass through a stage that trains, in forward passes of it."""
 RATES = {
@@ -199,6 +201,7 @@ def _auto(situation: Situation, training: config.Training) -> Strategy:
         gain, error = paired_gain(best.losses, outcome.losses)
         rejected = not gain > error  # also where it is not a number
         found = f"loss on the choosing part {-gain:+.4f}, standard error {error:.4f}"
+        found += ", stopped by the clock" if outcome.stopped else ""
         verdicts[number] = not rejected, found
         budget.spend(phase, outcome, kept=not rejected)
         if rejected:
@@ -245,7 +248,9 @@ class _Budget:
         self.passes = (
             math.inf if limited else (BUDGET - 2) * situation.seen
         )  # the probe itself, and the last predictions
-        self.seconds = (limit if limit is not None else math.inf if limited else BUDGET * probe_seconds) - probe_seconds
+        self.seconds = (
+            limit if limit is not None else math.inf if limited else max(BUDGET * probe_seconds, LEAST_SECONDS)
+        ) - probe_seconds
 
     def next_trial(self, stages: Sequence[str]) -> tuple[int, float | None]:
         """Epochs, and seconds after which it is stopped; no epochs where nothing is left."""
