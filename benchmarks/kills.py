@@ -87,9 +87,7 @@ def main():
                 break
             runs += 1
             alike += digest(run) == wanted
-    print(
-        f"{kills} kills in {runs} runs, {from_state} of them resumed from a stored state: {alike} of {runs} bit-identical"
-    )
+    print(f"{kills} kills in {runs} runs, {from_state} times resumed from a stored state: {alike} runs bit-identical")
 
 
 if __name__ == "__main__":

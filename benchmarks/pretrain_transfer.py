@@ -2,9 +2,9 @@
 
     python benchmarks/pretrain_transfer.py RUN DOMAIN [--images 20] [--seeds 5] [-- OPTION ...]
 
-RUN is a run of `tlkit pretrain`, DOMAIN a folder of class folders. For each seed a few images of each class are drawn to
-learn from and 100 others to test on; `tlkit finetune --strategy full` learns from them twice with the same options, once
-from RUN's weights, once from random ones of the same network. What follows -- is passed on to both.
+RUN is a run of `tlkit pretrain`, DOMAIN a folder of class folders. For each seed a few images of each class are drawn
+to learn from and 100 others to test on; `tlkit finetune --strategy full` learns from them twice with the same options,
+once from RUN's weights, once from random ones of the same network. What follows -- is passed on to both.
 """
 
 import argparse
