@@ -150,7 +150,8 @@ def test_texts_of_another_form_are_refused(name: str, text: str) -> None:
         group(**{name: text})
     assert caught.value.where == option_name(name)
     assert caught.value.what == f"'{text}' is not understood"
-    assert caught.value.remedy == get_args(hint_of(group, name))[1].help
+    example = get_args(hint_of(group, name))[1].example
+    assert example and caught.value.remedy == f"give {example}"
 
 
 @pytest.mark.parametrize("text", ["auto", "1", "0.01", ".5", "1e-3", "3E-4", "1e+1", "1e-05"])

@@ -26,6 +26,7 @@ class Opt:
         max: Largest value allowed.
         metavar: What stands for the value in the help page.
         pattern: Regular expression that a text must match as a whole.
+        example: What matches it, in words.
         positional: An argument without a leading ``--name``.
         stored: Part of the effective recipe that a run writes.
     """
@@ -35,6 +36,7 @@ class Opt:
     max: float | None = None
     metavar: str | None = None
     pattern: str | None = None
+    example: str = ""
     positional: bool = False
     stored: bool = True
 
@@ -57,7 +59,7 @@ def check_value(name: str, hint: Any, value: Any) -> None:
         remedy = did_you_mean(str(value), choices) or f"choose one of {', '.join(choices)}"
         raise TlkitError(f"unknown value '{value}'", where=flag, remedy=remedy)
     if opt.pattern is not None and value is not None and not re.fullmatch(opt.pattern, value):
-        raise TlkitError(f"'{value}' is not understood", where=flag, remedy=opt.help)
+        raise TlkitError(f"'{value}' is not understood", where=flag, remedy=f"give {opt.example}")
     for number in value if isinstance(value, tuple | list) else [value]:
         if isinstance(number, int | float) and not isinstance(number, bool):
             if opt.min is not None and not number >= opt.min:
@@ -251,7 +253,12 @@ class Training(Checked):
     epochs: Annotated[int | None, Opt("Passes over the training images; auto depends on the strategy.", min=1)] = None
     time_limit: Annotated[
         str | None,
-        Opt("Training ends at the first step after this time: 90s, 10min, 2h ...", metavar="TEXT", pattern=_DURATION),
+        Opt(
+            "Training ends at the first step after this time: 90s, 10min, 2h ...",
+            metavar="TEXT",
+            pattern=_DURATION,
+            example="a number with its unit, such as 90s, 10min or 2h",
+        ),
     ] = None
     patience: Annotated[
         int | None,
@@ -268,6 +275,7 @@ class Training(Checked):
             "Highest learning rate (of the head); auto searches for one. By default what suits optimizer and strategy.",
             metavar="NUMBER|auto",
             pattern=f"auto|{_NUMBER}",
+            example="a number such as 0.001, or auto",
         ),
     ] = None
     layer_decay: Annotated[
@@ -359,6 +367,7 @@ class Resume(Checked):
             "How often the state that --resume goes on from is saved: 200steps, 90s, 5min ...",
             metavar="TEXT",
             pattern=rf"[1-9][0-9]* ?steps?|{_DURATION}",
+            example="a number with its unit, such as 200steps, 90s or 5min",
             stored=False,
         ),
     ] = "5min"

@@ -291,7 +291,7 @@ def test_a_rate_on_the_command_line_wins(finetune: Any) -> None:
         ("lr: .nan", "key 'lr': 'nan' is not understood"),
         ("lr: true", "key 'lr' has a value of the wrong type: True"),
         ("lr: [0.1]", "key 'lr' has a value of the wrong type: [0.1]"),
-        ("time_limit: 90", "key 'time_limit': '90' is not understood; Training ends at the first step after"),
+        ("time_limit: 90", "key 'time_limit': '90' is not understood; give a number with its unit, such as 90s"),
         ("form: run", "unknown key 'form'"),
         ("checkpoint_every: 5min", "unknown key 'checkpoint_every'"),
     ],
