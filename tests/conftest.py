@@ -25,6 +25,10 @@ from PIL import Image, ImageDraw
 # ten times as long. Set before torch is imported, and passed on to the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# A shell's background job ignores Ctrl-C, and so would the processes that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 SMALL = ("--model", "test_resnet", "--weights", "random", "--image-size", "64", "--device", "cpu")
