@@ -41,11 +41,21 @@ class Opt:
     stored: bool = True
 
 
+_HINTS: dict[Any, dict[str, Any]] = {}
+
+
+def hints_of(group: Any) -> dict[str, Any]:
+    """The annotated types of an option group's fields, by name: read once, for most commands have most groups."""
+    if group not in _HINTS:
+        _HINTS[group] = get_type_hints(group, include_extras=True)
+    return _HINTS[group]
+
+
 class Checked:
     """Refuses values outside a field's choices and bounds, whoever makes the object."""
 
     def __post_init__(self) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
+        hints = hints_of(type(self))
         for field in fields(self):  # type: ignore[arg-type]
             check_value(field.name, hints[field.name], getattr(self, field.name))
 
@@ -378,7 +388,7 @@ def effective_recipe(command: str, groups: Iterable[Checked]) -> dict[str, Any]:
     """The option values that repeat a run, as plain YAML values keyed by option name."""
     recipe: dict[str, Any] = {"command": command}
     for group in groups:
-        hints = get_type_hints(type(group), include_extras=True)
+        hints = hints_of(type(group))
         for field in fields(group):  # type: ignore[arg-type]
             value = getattr(group, field.name)
             if get_args(hints[field.name])[1].stored and value is not None:
@@ -397,7 +407,7 @@ def _plain(value: Any) -> Any:
 def group_from_recipe(group: type[Any], recipe: dict[str, Any]) -> Any:
     """The option group as a run's effective recipe has it; what the recipe lacks takes its default."""
     values = {}
-    for name, hint in get_type_hints(group, include_extras=True).items():
+    for name, hint in hints_of(group).items():
         if key(name) in recipe:
             kind, value = get_args(hint)[0], recipe[key(name)]
             is_path = Path in (kind, *get_args(kind))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 import yaml
 
-from tlkit.config import Opt, check_value, key, literal_choices, option_name
+from tlkit.config import Opt, check_value, hints_of, key, literal_choices, option_name
 from tlkit.errors import TlkitError, did_you_mean
 
 
@@ -45,7 +45,7 @@ def options_from_configs(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _parameters(config: Any) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(config, include_extras=True)
+    hints = hints_of(config)
     panel = (config.__doc__ or config.__name__).split("\n")[0].rstrip(".").split(",")[0]
     for field in fields(config):
         kind, opt = get_args(hints[field.name])
@@ -85,7 +85,7 @@ def _recipe_option(function: Callable[..., Any]) -> Any:
     hints: dict[str, Any] = {}
     for config in get_type_hints(function).values():
         if is_dataclass(config):
-            hints |= get_type_hints(config, include_extras=True)
+            hints |= hints_of(config)
     stored = {name: hint for name, hint in hints.items() if get_args(hint)[1].stored}
     command = function.__name__.replace("_", "-")
 
