@@ -23,6 +23,7 @@ from tlkit.networks.weights import (
     names_from_package,
     no_weights,
     package_file,
+    plain_tensors,
     read_weights,
     require_hub,
 )
@@ -112,14 +113,7 @@ def save_network(folder: Path, loaded: Loaded) -> None:
     import safetensors.torch
 
     network, preprocessing, classes = loaded.network, loaded.preprocessing, list(loaded.classes or ())
-    tensors: dict[str, torch.Tensor] = {}
-    seen = set()
-    for name, tensor in network.state_dict().items():
-        kept = tensor.detach().cpu().contiguous()
-        if kept.data_ptr() in seen:  # CoaT's blocks share encodings, which the file format does not allow
-            kept = kept.clone()
-        seen.add(kept.data_ptr())
-        tensors[name] = kept
+    tensors = plain_tensors(network.state_dict())
     with run_folder.atomically(folder / run_folder.WEIGHTS) as part:
         safetensors.torch.save_file(tensors, part, metadata={"format": "pt"})
     ours = {"version": __version__, "preprocessing": preprocessing.to_dict(), "classes": classes}

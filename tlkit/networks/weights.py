@@ -208,3 +208,15 @@ def _public(model: str) -> tuple[str, str]:
         return model.removeprefix("hf-hub:"), ""
     config = get_pretrained_cfg(model)
     return (config.hf_hub_id or "", config.url or "") if config else ("", "")
+
+
+def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as the file format wants them: on the CPU, contiguous, no two sharing memory (as CoaT's encodings do)."""
+    plain, seen = {}, set()
+    for name, tensor in tensors.items():
+        kept = tensor.detach().cpu().contiguous()
+        if kept.data_ptr() in seen:
+            kept = kept.clone()
+        seen.add(kept.data_ptr())
+        plain[name] = kept
+    return plain

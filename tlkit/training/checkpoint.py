@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tlkit import config, run_folder
 from tlkit.errors import TlkitError
+from tlkit.networks.weights import plain_tensors
 
 FILE = "checkpoint.safetensors"
 FORMAT = 1
@@ -69,18 +70,6 @@ def read_checkpoint(run: Path) -> Checkpoint | None:
         remedy = "use the version of tlkit that wrote it"
         raise TlkitError("the stored state is of another version", where=path, remedy=remedy)
     return Checkpoint(tensors, values)
-
-
-def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as the file format wants them: on the CPU, contiguous, no two sharing memory (as CoaT's encodings do)."""
-    plain, seen = {}, set()
-    for name, tensor in tensors.items():
-        kept = tensor.detach().cpu().contiguous()
-        if kept.data_ptr() in seen:
-            kept = kept.clone()
-        seen.add(kept.data_ptr())
-        plain[name] = kept
-    return plain
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -26,7 +26,7 @@ from tlkit.evaluation.metrics import image_losses, metrics
 from tlkit.evaluation.predict import collect, predict_batches
 from tlkit.networks.build import Loaded
 from tlkit.networks.forward import channels_last, classify
-from tlkit.networks.freezing import freeze
+from tlkit.networks.freezing import freeze, trainable_parameters
 from tlkit.networks.stages import stages
 from tlkit.training import rate_finder
 from tlkit.training.checkpoint import FILE, Checkpoint, Due, optimizer_state, restore_optimizer, write_checkpoint
@@ -143,7 +143,7 @@ class Trainer:
         told = {
             "stages": list(phase.stages),
             "epochs": outcome.epochs,
-            "trainable_params": sum(tensor.numel() for tensor in self.network.parameters() if tensor.requires_grad),
+            "trainable_params": sum(tensor.numel() for _, tensor in trainable_parameters(self.network)),
             "seconds": round(outcome.seconds, 3),
             "val_top1": self._val_top1(phase),
             "images": int(self._rows(phase).sum()),
