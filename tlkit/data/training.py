@@ -94,6 +94,7 @@ class TrainingBatches:
         self.dataset, self.plan, self.epochs = dataset, plan, epochs
         self.device, self.workers, self.mixing = device, workers, mixing
         self._stream: Iterator[tuple[Tensor, Tensor] | BadFile] | None = None
+        self._cut: tuple[int, list[np.ndarray]] = -1, []
 
     @property
     def steps(self) -> int:
@@ -102,7 +103,11 @@ class TrainingBatches:
 
     def weight(self, epoch: int, step: int) -> float:
         """What the mean loss of this process's part of a batch counts for; 1 for a single process."""
-        return 1.0 if self.plan.processes == 1 else self.plan.weight(self.plan.batches(epoch)[step])
+        if self.plan.processes == 1:
+            return 1.0
+        if self._cut[0] != epoch:  # an epoch's order is drawn once, not at every step
+            self._cut = epoch, self.plan.batches(epoch)
+        return self.plan.weight(self._cut[1][step])
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch from step ``first`` on; epochs are asked for in their order.
