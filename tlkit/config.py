@@ -155,6 +155,9 @@ class NewImages(Checked):
     on_error: Annotated[Literal["fail", "skip"], Opt("Unreadable images: stop and name each, or leave out.")] = "skip"
 
 
+Norm = Literal["batch", "layer", "instance", "group", "none"]
+
+
 @dataclass(frozen=True)
 class Network(Checked):
     """The network to start from."""
@@ -165,6 +168,9 @@ class Network(Checked):
     weights: Annotated[
         str, Opt("Weights to start from; default means the model's public ones.", metavar="default|random|FILE|RUN")
     ] = "default"
+    norm: Annotated[Norm | None, Opt("Normalisation that FILE or random weights have instead of the model's own.")] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -217,6 +223,62 @@ class NewNetwork(Checked):
         Literal["auto", "standard", "small"],
         Opt("small: no down-sampling before the first stage; auto takes it for inputs up to 64 px where there is one."),
     ] = "auto"
+    norm: Annotated[
+        Norm | None,
+        Opt("Normalisation in place of the model's batch norm; in AlexNet and plain VGG after each convolution."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Counted(Checked):
+    """Networks to count."""
+
+    models: Annotated[
+        list[str],
+        Opt("timm model names, with wildcards ('resnet*') if you like, or folders of runs.", positional=True),
+    ]
+    image_size: Annotated[
+        int | None, Opt("Side of the square input, in pixels; by default the model's own.", min=1, max=4096)
+    ] = None
+    num_classes: Annotated[int | None, Opt("Classes; by default the model's own.", min=1)] = None
+    in_chans: Annotated[int | None, Opt("Channels of the images; by default the model's own.", min=1)] = None
+    norm: Annotated[
+        Norm | None,
+        Opt("Normalisation in place of the model's batch norm; in AlexNet and plain VGG after each convolution."),
+    ] = None
+    strategy: Annotated[
+        Literal["auto", "probe", "full", "differential", "lp-ft", "gradual"] | None,
+        Opt("Show which stages and how many parameters each phase of this strategy trains."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Listing(Checked):
+    """What the report shows."""
+
+    layers: Annotated[bool, Opt("List every layer.")] = False
+    measure: Annotated[bool, Opt("Measure latency and images per second on this machine.")] = False
+    published: Annotated[bool, Opt("Add published ImageNet accuracies, with weights, protocol and source.")] = False
+    sort: Annotated[
+        Literal["name", "params", "macs", "activations", "receptive-field", "latency"] | None,
+        Opt("Order of the models, the largest last; by default as given."),
+    ] = None
+    format: Annotated[
+        Literal["table", "json", "csv", "markdown"] | None,
+        Opt("How to print or write it; by default what the ending of --out says, else a table."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Listed(Checked):
+    """Models to list."""
+
+    patterns: Annotated[
+        list[str] | None, Opt("Names or wildcards ('resnet*'); by default all models.", positional=True)
+    ] = None
+    source: Annotated[
+        Literal["package", "hub", "none"] | None, Opt("Only models whose public weights come from there.")
+    ] = None
 
 
 @dataclass(frozen=True)

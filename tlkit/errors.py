@@ -41,7 +41,14 @@ def _rebuild(kind: type[TlkitError], what: str, where: str, remedy: str, details
     return kind(what, where=where, remedy=remedy, details=details)
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line, or its type where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"did you mean 'finetune'?"`` for a mistyped name, or an empty string where nothing known is close."""
     close = get_close_matches(name, list(known), n=3, cutoff=0.6)
+    close.sort(key=lambda other: sorted(other) != sorted(name))  # letters that changed places go first
     return f"did you mean {' or '.join(repr(other) for other in close)}?" if close else ""

@@ -136,6 +136,25 @@ def predict(
 
 @app.command()
 @options_from_configs
+def count_params(
+    networks: config.Counted, listing: config.Listing, compute: config.Compute, output: config.Output
+) -> None:
+    """Count parameters, MACs, FLOPs and receptive fields of models and runs, by stage and layer, without weights.
+
+    tlkit count-params resnet50 'densenet*' RUN
+    """
+    _start("count-params", locals())
+
+
+@app.command()
+@options_from_configs
+def models(models: config.Listed, output: config.Output) -> None:
+    """List model names with their parameters, and where their public weights come from."""
+    _start("models", locals())
+
+
+@app.command()
+@options_from_configs
 def demo(compute: config.Compute, output: config.Output) -> None:
     """The main job on images and weights that come with the install: no network, about half a minute."""
     _start("demo", locals())
@@ -156,7 +175,8 @@ def _start(name: str, groups: dict[str, Any]) -> None:
     output: config.Output = groups["output"]
     console = Console(json=output.json, quiet=output.quiet)
     try:
-        summary: dict[str, Any] = getattr(_import_command(name), name)(**groups, console=console)
+        function = name.replace("-", "_")
+        summary: dict[str, Any] = getattr(_import_command(function), function)(**groups, console=console)
     except KeyboardInterrupt:
         raise _Interrupted from None  # Typer would end without a word, and without the one JSON object
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ class Console:
             self._out.print(Text(title, "bold"))  # not the table's own title, which is folded to the table's width
         table = Table(show_edge=False, pad_edge=False)
         for index, column in enumerate(columns):
-            numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+            numeric = bool(rows) and all(_is_number(row[index]) for row in rows)
             table.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(Text(_cell(value)) for value in row))
@@ -106,11 +107,24 @@ class Console:
         if not self.json:
             self._out.print(Text(text))
 
+    def text(self, text: str) -> None:
+        """The result in a form for other programs, which nothing is added to and no line of which is folded."""
+        if not self.json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
     def result(self, summary: dict[str, Any]) -> None:
         """The one JSON object of ``--json``."""
         if self.json:
             sys.stdout.write(json.dumps(summary, ensure_ascii=False, allow_nan=False) + "\n")
             sys.stdout.flush()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and bool(_NUMBER.fullmatch(value)))
+
+
+_NUMBER = re.compile(r"-|[0-9][0-9,.]*( [kMGT]?|%)?")  # a dash where there is none
 
 
 def _cell(value: Any) -> str:

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 class Console(Protocol):
     """Prints for one command: remarks and progress on stderr, the human result on stdout (none with ``--json``)."""
 
+    json: bool
+
     def say(self, line: str) -> None:
         """One remark for the person who waits; not part of the result."""
 
@@ -20,6 +22,9 @@ class Console(Protocol):
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table of the result; numbers stand on the right."""
+
+    def text(self, text: str) -> None:
+        """The result in a form for other programs, which nothing is added to."""
 
     def line(self, text: str = "") -> None:
         """A line of the human result."""

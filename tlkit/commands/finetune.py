@@ -44,6 +44,7 @@ def options(
         strategy=transfer.strategy,
         model=network.model,
         weights=network.weights,
+        norm=network.norm,
         train_views=transfer.train_views,
         data=data,
         training=training,

@@ -55,6 +55,7 @@ class Options:
         model: A timm name, or a run.
         weights: As `tlkit.networks.build.build` takes them.
         stem: ``standard``, ``small`` or ``auto``.
+        norm: Another normalisation than the network's own; None for that.
         train_views: Of the images that a linear head is fitted on.
         preset: Augmentation where none is given.
     """
@@ -71,6 +72,7 @@ class Options:
     compute: config.Compute
     unfreezing: config.Unfreezing = field(default_factory=config.Unfreezing)
     stem: str = "standard"
+    norm: str | None = None
     train_views: str = "center"
     preset: Literal["light", "standard"] = "light"
 
@@ -196,7 +198,7 @@ def _go_on(
 
 def _build(options: Options, console: Console) -> Loaded:
     torch.manual_seed(options.compute.seed)
-    loaded = build(options.model, options.weights, options.preprocess, stem=_stem(options))
+    loaded = build(options.model, options.weights, options.preprocess, stem=_stem(options), norm=options.norm)
     for remark in loaded.remarks:
         console.warn(remark)
     return loaded

@@ -16,8 +16,8 @@ from tlkit.networks.build import Loaded
 from tlkit.networks.complexity import noise, stage_costs
 from tlkit.networks.forward import BATCH_SIZES, logits_of, over_images
 from tlkit.networks.stages import stages
-from tlkit.training.phases import Outcome, Phase, Strategy
-from tlkit.training.strategies import BACKWARD, Situation
+from tlkit.training.phases import Phase, Strategy
+from tlkit.training.strategies import BACKWARD, Situation, longest
 
 if TYPE_CHECKING:
     from tlkit.commands.learning import Options
@@ -57,21 +57,6 @@ def show_plan(
     console.line(f"estimated time {seconds:.0f} s on {compute.accelerator(options.compute).device}")
     plan = {"images": counts, "stages": sizes, "phases": told, "estimated_seconds": round(seconds, 1)}
     return {"model": loaded.name, "weights": loaded.weights, "strategy": options.name, "plan": plan}
-
-
-def longest(strategy: Strategy) -> list[Phase]:
-    """The phases that a strategy goes through if every one of them pays."""
-    phases = []
-    try:
-        phase = next(strategy)
-        while True:
-            if phase.listed:
-                phases.append(phase)
-            loss = 1 / (1 + len(phases))
-            seconds = float(phase.solves)  # a budget is a multiple of the probe's time; no clock stops a trial here
-            phase = strategy.send(Outcome(phase.epochs, seconds, (loss, loss)))
-    except StopIteration:
-        return phases
 
 
 def _sizes(loaded: Loaded, classes: int) -> dict[str, int]:

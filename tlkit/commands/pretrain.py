@@ -41,6 +41,7 @@ def options(
         model=network.model,
         weights="random",
         stem=network.stem,
+        norm=network.norm,
         preset="standard",
         data=data,
         training=training,

@@ -53,6 +53,7 @@ def options(
         strategy="gradual",
         model=model,
         weights=weights,
+        norm=network.norm,
         data=data,
         training=training,
         unfreezing=unfreezing,

@@ -1,5 +1,5 @@
 """Networks: built from timm, cut into stages, loaded with weights."""
 
-from tlkit.networks import variants
+from tlkit.networks import alexnet, variants
 
-__all__ = ["variants"]  # so that timm knows ours wherever a network is built or read
+__all__ = ["alexnet", "variants"]  # so that timm knows ours wherever a network is built or read

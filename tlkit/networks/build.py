@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.models import resolve_model_input_args
 from timm.models._hub import load_model_config_from_hf, save_config_for_hf
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tlkit import __version__, config, run_folder
-from tlkit.errors import TlkitError, did_you_mean
+from tlkit.errors import TlkitError, did_you_mean, first_line
 from tlkit.networks import imagenet, variants
 from tlkit.networks.weights import (
     cached_file,
-    first_line,
     load_matching,
     names_from_package,
+    names_from_torchvision,
     no_weights,
     package_file,
     plain_tensors,
@@ -42,6 +44,7 @@ class Loaded:
         weights: Where its weights come from, in words.
         remarks: What a person should know about how they were matched.
         stem: The network's own (``standard``), or the one for small images (``small``).
+        norm: The network's ``own``, or another (`tlkit.networks.variants`).
     """
 
     network: nn.Module
@@ -51,18 +54,21 @@ class Loaded:
     weights: str
     remarks: list[str] = field(default_factory=list)
     stem: str = "standard"
+    norm: str = "own"
 
     @property
     def title(self) -> str:
         """What to call the network where a person reads it."""
-        return self.name if self.stem == "standard" else f"{self.name} ({self.stem} stem)"
+        changes = [f"{self.stem} stem"] * (self.stem != "standard") + [f"{self.norm} norm"] * (self.norm != "own")
+        return f"{self.name} ({', '.join(changes)})" if changes else self.name
 
 
 def build(
     model: str,
     weights: str,
     preprocess: config.Preprocess | None = None,
-    stem: Literal["standard", "small"] = "standard",
+    stem: str = "standard",
+    norm: str | None = None,
 ) -> Loaded:
     """Build a network.
 
@@ -73,39 +79,114 @@ def build(
         preprocess: What to use instead of the preprocessing that goes with the weights.
         stem: ``small`` is for small images (`tlkit.networks.variants`); a run has its own, whichever is asked for by
             default.
+        norm: Another normalisation than the network's own (`tlkit.networks.norms`).
 
     Raises:
-        TlkitError: Unknown name, no weights, weights that do not fit, or a family without a small stem.
+        TlkitError: Unknown name, no weights, weights that do not fit, or a family without such a stem or norm.
     """
     preprocess = preprocess or config.Preprocess()
     if run_folder.is_run(model):
-        return _from_run(Path(model), weights, preprocess, stem)
+        return _from_run(Path(model), weights, preprocess, stem, norm)
     name, size = known_name(model), preprocess.image_size
     if run_folder.is_run(weights):
         found = architecture(Path(weights))
         if found != name.split(".")[0]:
             raise TlkitError(f"this run holds a {found}, not a {name}", where=weights, remedy=f"give --model {weights}")
-        return _from_run(Path(weights), "default", preprocess, stem)
-    if stem == "small":
-        _refuse_small_stem(name, weights)
+        return _from_run(Path(weights), "default", preprocess, stem, norm)
+    design = variants.design(name, stem, norm)
+    if design.is_variant and weights == "default":
+        _refuse_default_weights(design)
     remarks: list[str] = []
     if weights == "default" and (packaged := package_file(name)):
-        network = _create(name, size)
+        network = _create(design, size)
         remarks += load_matching(network, names_from_package(read_weights(packaged), network), packaged.name)
         source = f"package {packaged.parent.parent.name.replace('_', '-')}"
     elif weights == "default":
         network, source = _from_hub(name, size), "hub"
     elif weights == "random":
-        network, source = _create(name, size, stem=stem), "random"
+        network, source = _create(design, size), "random"
     else:
-        network, remarks = _from_file(name, size, Path(weights), stem)
+        network, remarks = _from_file(design, size, Path(weights))
         source = weights
     # a head that is new, or that the file did not have, means nothing yet
     classes = None if weights == "random" or remarks else imagenet.class_names(network)
     if classes and source == weights:
         remarks.append(f"the {len(classes)} outputs of {weights} are taken for ImageNet's classes")
     kept = Preprocessing.from_timm(resolve_model_data_config(network))
-    return Loaded(_ready(network, size), name, _override(kept, preprocess), classes, source, remarks, stem)
+    kept = _override(kept, preprocess)
+    variants.refuse_single_numbers(design, kept.size)
+    return Loaded(_ready(network, size), name, kept, classes, source, remarks, design.stem, design.norm)
+
+
+def skeleton(
+    model: str,
+    image_size: int | None = None,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    norm: str | None = None,
+) -> Loaded:
+    """What `untrained` makes, on the meta device, where tensors have no values: in milliseconds and without memory."""
+    with torch.device("meta"), _WithoutDrawing():
+        return untrained(model, image_size, num_classes=num_classes, in_chans=in_chans, norm=norm)
+
+
+def untrained(
+    model: str,
+    image_size: int | None = None,
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    norm: str | None = None,
+) -> Loaded:
+    """A network as it is before any training, of any number of classes and channels.
+
+    Args:
+        model: A timm name (also ``hf-hub:REPOSITORY``), or the folder of a run.
+        image_size: In pixels; by default what its weights expect.
+        num_classes: Outputs; by default the network's own.
+        in_chans: Channels of its images; by default the network's own.
+        norm: Another normalisation than its own.
+
+    Raises:
+        TlkitError: Unknown name, or a network that cannot be built so.
+    """
+    changed = {key: value for key, value in (("num_classes", num_classes), ("in_chans", in_chans)) if value is not None}
+    if run_folder.is_run(model):
+        stored = _config(Path(model))
+        design = _design_of_run(Path(model), stored, "standard", norm)
+        network = _create(f"local-dir:{model}", image_size, changed=changed)
+        kept = _preprocessing_of_run(stored, network)
+    else:
+        design = variants.design(known_name(model), norm=norm)
+        network = _create(design, image_size, changed=changed)
+        kept = Preprocessing.from_timm(resolve_model_data_config(network))
+    kept = kept.with_overrides(size=image_size)
+    variants.refuse_single_numbers(design, kept.size, channels_of(network))
+    return Loaded(network.eval(), design.base, kept, None, "random", stem=design.stem, norm=design.norm)
+
+
+def channels_of(network: nn.Module) -> int:
+    """Channels of the images that a network takes."""
+    return int(getattr(network, "in_chans", None) or resolve_model_data_config(network)["input_size"][0])
+
+
+class _WithoutDrawing(TorchFunctionMode):
+    """A context in which tensors of the meta device are not initialised, which is most of the time of making them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _DRAWING:
+            tensor = args[0] if args else (kwargs or {})["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWING = {
+    *(Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.copy_, Tensor.erfinv_),
+    *(nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_),
+    *(Tensor.add_, Tensor.sub_, Tensor.mul_, Tensor.div_, Tensor.clamp_),  # of truncated normal distributions
+}
 
 
 def save_network(folder: Path, loaded: Loaded) -> None:
@@ -133,7 +214,7 @@ def architecture(run: Path) -> str:
     Raises:
         TlkitError: The run's configuration is broken.
     """
-    return variants.described_by(_config(run))[0]
+    return variants.described_by(_config(run)).base
 
 
 def _config(run: Path) -> dict[str, Any]:
@@ -144,27 +225,45 @@ def _config(run: Path) -> dict[str, Any]:
     return stored
 
 
-def _refuse_small_stem(name: str, weights: str) -> None:
-    """Raise where there is no such network with a small stem, or where there are no such weights for it."""
-    if name.startswith("hf-hub:") or not variants.has_small_stem(name):
-        remedy = "leave it out, or choose a ResNet, ResNeXt, Wide ResNet or DenseNet by its timm name"
-        raise TlkitError(f"{name} has no small stem", where="--stem", remedy=remedy)
-    if weights == "default":
-        remedy = "give --weights random, a run or a file that has it, or leave out --stem"
-        raise TlkitError("there are no public weights for the small stem", where="--stem", remedy=remedy)
+def _refuse_default_weights(design: variants.Design) -> None:
+    option, what = ("--stem", "the small stem") if design.stem == "small" else ("--norm", f"{design.norm} norm")
+    why = "" if design.stem == "small" else f": those of {design.base} were trained with its own normalisation"
+    remedy = f"give --weights random, a run or a file that has it, or leave out {option}"
+    raise TlkitError(f"there are no public weights for {what}{why}", where=option, remedy=remedy)
 
 
-def _from_run(run: Path, weights: str, preprocess: config.Preprocess, stem: str) -> Loaded:
+def _design_of_run(run: Path, stored: dict[str, Any], stem: str, norm: str | None) -> variants.Design:
+    """The network of a run, which brings its own stem and normalisation.
+
+    Raises:
+        TlkitError: Another is asked for.
+    """
+    design = variants.described_by(stored)
+    remedy = "leave out {}, or start from random weights"
+    if stem not in ("standard", design.stem):
+        what = f"the network of {run} has the {design.stem} stem"
+        raise TlkitError(what, where="--stem", remedy=remedy.format("--stem"))
+    if norm not in (None, design.norm) and variants.design(design.base, design.stem, norm).norm != design.norm:
+        has = "its own normalisation" if design.norm == "own" else f"{design.norm} norm"
+        what = f"the network of {run} was trained with {has}"
+        raise TlkitError(what, where="--norm", remedy=remedy.format("--norm"))
+    return design
+
+
+def _preprocessing_of_run(stored: dict[str, Any], network: nn.Module) -> Preprocessing:
+    ours = stored.get("tlkit") or {}
+    if "preprocessing" in ours:
+        return Preprocessing.from_dict(ours["preprocessing"])
+    return Preprocessing.from_timm(resolve_model_data_config(network))  # a folder that timm wrote
+
+
+def _from_run(run: Path, weights: str, preprocess: config.Preprocess, stem: str, norm: str | None) -> Loaded:
     if weights not in ("default", "random", str(run)):
         raise TlkitError(
             "a run brings its own weights", where="--weights", remedy="leave it out, or give --model a name"
         )
     stored = _config(run)
-    name, own_stem = variants.described_by(stored)
-    if stem not in ("standard", own_stem):
-        remedy = "leave out --stem, or start from random weights"
-        raise TlkitError(f"the network of {run} has the {own_stem} stem", where="--stem", remedy=remedy)
-    ours = stored.get("tlkit") or {}
+    design = _design_of_run(run, stored, stem, norm)
     own = weights != "random"
     try:
         network = _create(f"local-dir:{run}", preprocess.image_size, weights={} if own else None)
@@ -173,14 +272,12 @@ def _from_run(run: Path, weights: str, preprocess: config.Preprocess, stem: str)
     except Exception as error:  # timm, torch and safetensors each raise errors of their own for a broken folder
         what = f"the run's network cannot be loaded ({first_line(error)})"
         raise TlkitError(what, where=run, remedy="check that it is whole") from error
-    if "preprocessing" in ours:
-        kept = Preprocessing.from_dict(ours["preprocessing"])
-    else:  # a folder that timm wrote
-        kept = Preprocessing.from_timm(resolve_model_data_config(network))
+    kept = _preprocessing_of_run(stored, network)
     classes = tuple(stored.get("label_names") or ()) or None
     network = _ready(network, preprocess.image_size)
     source = f"run {run}" if own else "random"
-    return Loaded(network, name, _override(kept, preprocess), classes, source, stem=own_stem)
+    kept = _override(kept, preprocess)
+    return Loaded(network, design.base, kept, classes, source, stem=design.stem, norm=design.norm)
 
 
 def _from_hub(name: str, image_size: int | None) -> nn.Module:
@@ -200,38 +297,50 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
         raise no_weights(name, error) from error
 
 
-def _from_file(name: str, image_size: int | None, file: Path, stem: str) -> tuple[nn.Module, list[str]]:
-    state = read_weights(file)
-    network = _create(name, image_size, stem=stem)
+def _from_file(design: variants.Design, image_size: int | None, file: Path) -> tuple[nn.Module, list[str]]:
+    network = _create(design, image_size)
+    state = names_from_torchvision(read_weights(file), network)
     try:
         return network, load_matching(network, state, str(file))
     except TlkitError:
-        if image_size is None or stem != "standard":
+        if image_size is None or design.is_variant:
             raise
-    network = _create(name, None)
+    network = _create(design, None)
     remarks = load_matching(network, state, str(file))  # they are for the network's own size: timm interpolates them
     weights = {"state_dict": network.state_dict(), "num_classes": network.num_classes, "label_offset": None}
-    network = _create(name, image_size, weights=weights)
+    network = _create(design, image_size, weights=weights)
     del network.pretrained_cfg["state_dict"]  # type: ignore[operator, union-attr]
     return network, remarks
 
 
 def _create(
-    name: str, image_size: int | None, *, weights: dict[str, Any] | None = None, stem: str = "standard"
+    model: str | variants.Design,
+    image_size: int | None,
+    *,
+    weights: dict[str, Any] | None = None,
+    changed: Mapping[str, int] | None = None,
 ) -> nn.Module:
     """A network by timm's name; one of a fixed input size is made for ``image_size``.
 
     Args:
-        name: Also ``local-dir:FOLDER`` or ``hf-hub:REPOSITORY``.
+        model: What to build, or a name: also ``local-dir:FOLDER`` or ``hf-hub:REPOSITORY``.
         image_size: In pixels; by default the network's own.
         weights: Where timm is to find weights other than where it usually does; None for random ones.
-        stem: Of a network that is not from a folder.
+        changed: ``num_classes`` or ``in_chans``, where they are not to be the network's own.
     """
+    design = model if isinstance(model, variants.Design) else variants.Design(model)
+    name = design.base
     try:
-        if stem != "standard":  # of a family that takes images of any size
-            return timm.create_model(variants.NAME, base=name, stem=stem)
+        if design.is_variant:  # of a family that takes images of any size
+            return timm.create_model(variants.NAME, base=name, stem=design.stem, norm=design.norm, **changed or {})
         given = resolve_model_input_args(name, {"img_size": image_size}, pretrained_cfg_overlay=weights)
-        network = timm.create_model(**given, pretrained=weights is not None)
+        network = timm.create_model(**given, pretrained=weights is not None, **changed or {})
+    except TypeError as error:
+        if not changed:
+            raise
+        options = " and ".join(config.option_name(key) for key in changed)
+        what = f"cannot be built with other {options} ({first_line(error)})"
+        raise TlkitError(what, where=name, remedy=f"leave out {options}") from error
     except (AssertionError, ValueError) as error:
         what = f"cannot be built ({first_line(error)})"
         raise TlkitError(what, where=name, remedy="try another --image-size") from error
@@ -261,6 +370,19 @@ def _ready(network: nn.Module, image_size: int | None) -> nn.Module:
             what = f"the network does not take images of {image_size} px ({first_line(error)})"
             raise TlkitError(what, where="--image-size", remedy="try another size") from error
     return network
+
+
+def names_like(pattern: str) -> list[str]:
+    """timm's and our own names that a pattern with ``*``, ``?`` or ``[...]`` fits; with tags where it has a dot.
+
+    Raises:
+        TlkitError: None.
+    """
+    names = timm.list_pretrained(pattern) if "." in pattern else timm.list_models(pattern)
+    if not (names := [name for name in names if name != variants.NAME]):
+        remedy = "give wildcards in quotes, such as 'resnet*'; 'tlkit models' lists all"
+        raise TlkitError("no model has such a name", where=pattern, remedy=remedy)
+    return names
 
 
 def known_name(model: str) -> str:

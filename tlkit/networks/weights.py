@@ -16,9 +16,12 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from timm.models import get_pretrained_cfg
 from timm.models import load_state_dict as read_state_dict
+from timm.models.densenet import DenseNet
+from timm.models.vgg import VGG
 from torch import Tensor, nn
 
-from tlkit.errors import TlkitError
+from tlkit.errors import TlkitError, first_line
+from tlkit.networks.alexnet import AlexNet, from_torchvision
 from tlkit.networks.stages import classifier_modules, classifier_names
 
 # Networks whose public weights install from the package index. The files use other names and fit other networks of the
@@ -65,6 +68,31 @@ def names_from_package(state: Mapping[str, Tensor], network: nn.Module) -> dict[
     return renamed
 
 
+def names_from_torchvision(state: Mapping[str, Tensor], network: nn.Module) -> Mapping[str, Tensor]:
+    """Weights of a torchvision network under the names that ours has for them; any others as they are.
+
+    ResNet and ResNeXt have the same names. VGG's fully connected layers are convolutions here, DenseNet's files of old
+    number the two halves of a layer (``norm.1``), and AlexNet is told in `tlkit.networks.alexnet`.
+    """
+    match network:
+        case AlexNet():
+            return from_torchvision(state, network)
+        case VGG():
+            names = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
+            renamed = {}
+            for name, tensor in state.items():
+                layer, _, leaf = name.rpartition(".")
+                own = f"{names.get(layer, layer)}.{leaf}"
+                filters = leaf == "weight" and own.startswith("pre_logits.") and layer in names
+                side = round((tensor.shape[1] / (512 if layer == "classifier.0" else tensor.shape[1])) ** 0.5)
+                renamed[own] = tensor.unflatten(1, (-1, side, side)) if filters else tensor
+            return renamed
+        case DenseNet():
+            old = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.(\d)\.")
+            return {old.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
+    return state
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file: safetensors, or a torch file (read with ``weights_only``).
 
@@ -92,12 +120,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             "does not hold tensors alone", where=path, remedy="save the network's state_dict and give that"
         )
     return state
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line, or its type where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def load_matching(network: nn.Module, state: Mapping[str, Tensor], source: str) -> list[str]:
@@ -129,6 +151,13 @@ def load_matching(network: nn.Module, state: Mapping[str, Tensor], source: str) 
     shapes = [name for name in own if name in state and own[name].shape != state[name].shape]
     wrong = [name for name in (*missing, *unexpected, *shapes) if name not in in_head]
     if wrong:
+        if all(name.endswith(_STATISTICS) for name in wrong):
+            trained, has = ("with", "without") if wrong[0] in unexpected else ("without", "with")
+            raise TlkitError(
+                f"these weights were trained {trained} batch norm, the network is {has} it",
+                where=source,
+                remedy="give the --norm that they were trained with, or leave it out",
+            )
         parts = [
             _listing("missing", [name for name in missing if name not in in_head]),
             _listing("unexpected", [name for name in unexpected if name not in in_head]),
@@ -143,6 +172,9 @@ def load_matching(network: nn.Module, state: Mapping[str, Tensor], source: str) 
     network.load_state_dict(fitting, strict=False)
     parts = [_listing("missing", missing), _listing("unexpected", unexpected), _listing("of another shape", shapes)]
     return remarks + [f"head differs from {source}: {part}" for part in parts if part]
+
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _listing(what: str, names: Sequence[str]) -> str:
@@ -197,6 +229,13 @@ def cached_file(model: str) -> Path | None:
         return next((Path(path) for path in found if isinstance(path, str)), None)
     path = Path(str(torch.hub.get_dir()), "checkpoints", Path(urlparse(url).path).name)
     return path if path.is_file() else None
+
+
+def source_of(model: str) -> str:
+    """Where the public weights of ``model`` come from: an installed ``package``, the ``hub``, or ``none``."""
+    if package_file(model) is not None:
+        return "package"
+    return "hub" if any(_public(model)) else "none"
 
 
 _PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")

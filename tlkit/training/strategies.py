@@ -99,6 +99,21 @@ def chooses(strategy: str, training: config.Training) -> bool:
     return strategy == "auto" or patience(strategy, training) > 0
 
 
+def longest(strategy: Strategy) -> list[Phase]:
+    """The phases that a strategy goes through if every one of them pays."""
+    phases = []
+    try:
+        phase = next(strategy)
+        while True:
+            if phase.listed:
+                phases.append(phase)
+            loss = 1 / (1 + len(phases))
+            seconds = float(phase.solves)  # a budget is a multiple of the probe's time; no clock stops a trial here
+            phase = strategy.send(Outcome(phase.epochs, seconds, (loss, loss)))
+    except StopIteration:
+        return phases
+
+
 def differential_rates(stages: Sequence[str], lr: float, layer_decay: float, whole: Sequence[str]) -> dict[str, float]:
     """The head at ``lr``; pretrained stages at a tenth of it, each a factor of ``layer_decay`` below the one above it.
 
