@@ -159,6 +159,14 @@ Norm = Literal["batch", "layer", "instance", "group", "none"]
 
 
 @dataclass(frozen=True)
+class Unlabelled(Checked):
+    """Images without labels."""
+
+    paths: Annotated[list[Path], Opt("Image files or folders (searched through).", positional=True)]
+    on_error: Annotated[Literal["fail", "skip"], Opt("Unreadable images: stop and name each, or leave out.")] = "skip"
+
+
+@dataclass(frozen=True)
 class Network(Checked):
     """The network to start from."""
 

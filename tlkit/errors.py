@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 
 
 class TlkitError(Exception):
@@ -50,5 +50,6 @@ def first_line(error: Exception) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """``"did you mean 'finetune'?"`` for a mistyped name, or an empty string where nothing known is close."""
     close = get_close_matches(name, list(known), n=3, cutoff=0.6)
-    close.sort(key=lambda other: sorted(other) != sorted(name))  # letters that changed places go first
+    # of equally close ones, those whose letters have only changed places go first
+    close.sort(key=lambda other: (-SequenceMatcher(None, other, name).ratio(), sorted(other) != sorted(name)))
     return f"did you mean {' or '.join(repr(other) for other in close)}?" if close else ""

@@ -172,6 +172,6 @@ def test_the_commands_protocol_is_what_the_console_offers() -> None:
 
     methods: dict[str, Any] = {name: what for name, what in vars(Offered).items() if inspect.isfunction(what)}
     spoken = {name: what for name, what in methods.items() if not name.startswith("_")}
-    assert set(spoken) == {"say", "warn", "progress", "table", "line"}
+    assert set(spoken) == {"say", "warn", "progress", "table", "text", "line"}
     for name, method in spoken.items():
         assert inspect.signature(method) == inspect.signature(getattr(Console, name))

@@ -136,6 +136,22 @@ def predict(
 
 @app.command()
 @options_from_configs
+def update_bn(
+    network: config.Trained,
+    images: config.Unlabelled,
+    preprocess: config.Preprocess,
+    compute: config.Compute,
+    output: config.Output,
+) -> None:
+    """Estimate batch norm's statistics anew from images without labels, of another camera or laboratory, say.
+
+    Writes a run folder with the same network but for these statistics.
+    """
+    _start("update-bn", locals())
+
+
+@app.command()
+@options_from_configs
 def count_params(
     networks: config.Counted, listing: config.Listing, compute: config.Compute, output: config.Output
 ) -> None:

@@ -167,7 +167,7 @@ class AlexNet(nn.Module):
         """Remove what these feature maps do not need, and return their numbers."""
         wanted, last = feature_take_indices(len(self._ends), indices)
         self.features = self.features[: self._ends[last] + 1]
-        if prune_head:
+        if prune_head or last < len(self._ends) - 1:  # the head is made for the last map
             self.pre_logits = nn.Sequential()
             self.num_features = self.head_hidden_size = self.feature_info[last]["num_chs"]
             self.reset_classifier(0)
@@ -175,7 +175,7 @@ class AlexNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the last feature map."""
-        if self.grad_checkpointing:
+        if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq(self.features, x)
         return self.features(x)
 

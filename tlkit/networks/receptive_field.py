@@ -343,7 +343,7 @@ _BY_NAME: dict[str, Rule] = {
         (
             *("batch_norm", "native_batch_norm", "dropout", "feature_dropout", "clone", "contiguous", "to", "to_copy"),
             *("detach", "alias", "lift_fresh", "copy", "expand", "pad", "constant_pad_nd", "reflection_pad2d"),
-            *("replication_pad2d", "type_as", "prelu", "glu"),
+            *("replication_pad2d", "type_as", "prelu", "hardswish"),
         ),
         _pointwise,
     ),

@@ -155,6 +155,9 @@ class _Counting(TorchDispatchMode):
             self.found.macs[place] += macs
             self.found.macs_by_kind[kind] += macs
             self.found.activations[place] += result.numel()
+            if known.name == "scaled_dot_product_attention":  # has the weights and their softmax inside
+                self.found.activations[place] += _weights_of_attention(args)
+                self.found.elements_by_kind["activation"] += _weights_of_attention(args)
         elif known.kind == "uncounted":
             self.found.uncounted[known.name] += 1
         elif known.kind:
@@ -191,8 +194,12 @@ def _of_matrices(first: int, args: Sequence[Any], result: Tensor) -> tuple[str, 
 
 def _of_attention(args: Sequence[Any], result: Tensor) -> tuple[str, int]:
     """Queries (..., N, D) with keys (..., M, D), and the weights (..., N, M) with values (..., M, E)."""
-    query, key, value = args[:3]
-    return "attention", math.prod(query.shape[:-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return "attention", _weights_of_attention(args) * (args[0].shape[-1] + args[2].shape[-1])
+
+
+def _weights_of_attention(args: Sequence[Any]) -> int:
+    """How many numbers are in the product of queries (..., N, D) with keys (..., M, D)."""
+    return math.prod(args[0].shape[:-1]) * args[1].shape[-2]
 
 
 _PRODUCTS: dict[str, Products] = {
