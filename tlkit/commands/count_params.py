@@ -13,10 +13,12 @@ import torch
 from tlkit import compute, config, run_folder
 from tlkit.commands.console import Console
 from tlkit.errors import TlkitError
-from tlkit.networks.build import Loaded, channels_of, names_like, skeleton, untrained
+from tlkit.networks.build import Loaded
 from tlkit.networks.complexity import Complexity, Part, complexity
 from tlkit.networks.freezing import freeze
+from tlkit.networks.names import names_like
 from tlkit.networks.published import published
+from tlkit.networks.skeleton import channels_of, skeleton, untrained
 from tlkit.networks.speed import speed
 from tlkit.networks.stages import stages
 from tlkit.reports import complexity as report
@@ -55,12 +57,14 @@ def count_params(
             models.append(_count(name, networks, listing, compute))
         except TlkitError as error:
             if name not in by_pattern:
-                raise
+                raise error if error.where else TlkitError(error.what, where=name, remedy=error.remedy) from error
             left_out.append({"model": name, "reason": error.what})
     if len(names) > 1:
         console.progress("models", len(names), len(names))
     for entry in left_out:
         console.warn(f"{entry['model']} is left out: {entry['reason']}")
+    if not models:
+        raise TlkitError("none of these models can be counted", where=" ".join(networks.models), remedy="name others")
     if listing.sort:
         models.sort(key=lambda model: _sort_key(model, listing.sort or "name"))
     summary = {"models": models, "not_counted": left_out, "counted": COUNTED}

@@ -23,8 +23,9 @@ from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files, unreadabl
 from tlkit.data.splits import choosing_part
 from tlkit.data.transforms import center, center_and_mirror, least_side
 from tlkit.errors import TlkitError
-from tlkit.networks.build import Loaded, build, known_name, weight_bytes
+from tlkit.networks.build import Loaded, build, weight_bytes
 from tlkit.networks.complexity import noise, stage_costs
+from tlkit.networks.names import known_name
 from tlkit.networks.stages import stages
 from tlkit.networks.variants import has_small_stem
 from tlkit.training import strategies

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+from timm.models import get_pretrained_cfg
 
 from tlkit import config, run_folder
 from tlkit.commands.console import Console
-from tlkit.errors import TlkitError
-from tlkit.networks.build import names_like, skeleton
+from tlkit.errors import TlkitError, did_you_mean
+from tlkit.networks.names import names_like
+from tlkit.networks.skeleton import skeleton
 from tlkit.networks.weights import source_of
 
 
@@ -25,8 +27,7 @@ def models(models: config.Listed, output: config.Output, console: Console) -> di
     rows: list[dict[str, Any]] = []
     for number, name in enumerate(names):
         console.progress("models", number, len(names))
-        tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name}.*")]
-        rows.append({"model": name, "params": _params(name), "weights": sources[name], "tags": tags})
+        rows.append({"model": name, "params": _params(name), "weights": sources[name], "tags": _tags(name)})
     console.progress("models", len(names), len(names))
     shown = [[row["model"], _written(row["params"]), row["weights"], ", ".join(row["tags"]) or "-"] for row in rows]
     if output.out is not None:
@@ -43,8 +44,19 @@ def _names(patterns: Sequence[str]) -> list[str]:
     names: dict[str, None] = {}
     for pattern in patterns:
         wild = any(sign in pattern for sign in "*?[")
-        names |= dict.fromkeys(names_like(pattern if wild or timm.is_model(pattern) else f"*{pattern}*"))
+        try:
+            names |= dict.fromkeys(names_like(pattern if wild or timm.is_model(pattern) else f"*{pattern}*"))
+        except TlkitError as error:
+            remedy = did_you_mean(pattern, timm.list_models()) or error.remedy
+            raise TlkitError(error.what, where=pattern, remedy=remedy) from error
     return list(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def _tags(name: str) -> list[str]:
+    """Of its public weights, those that timm loads by default first."""
+    tags = [tag.partition(".")[2] for tag in timm.list_pretrained(f"{name}.*")]
+    default = getattr(get_pretrained_cfg(name), "tag", None)
+    return sorted(tags, key=lambda tag: tag != default)
 
 
 def _params(name: str) -> int | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -105,10 +106,9 @@ class AlexNet(nn.Module):
                 full[f"drop{number}"] = nn.Dropout(drop_rate)
             full[f"fc{number}"], full[f"act{number}"] = nn.Linear(width, outputs, **place), nn.ReLU(inplace=True)
             width = outputs
-        last = len(convolutions) + len(hidden) + 1
-        if last in dropout:
-            full[f"drop{last}"] = nn.Dropout(drop_rate)
         self.pre_logits = nn.Sequential(full)
+        last = len(convolutions) + len(hidden) + 1
+        self.head_drop = nn.Dropout(drop_rate) if last in dropout else nn.Identity()
         self.num_features, self.head_hidden_size = channels, width
         self.head = nn.Linear(width, num_classes, **place) if num_classes else nn.Identity()
 
@@ -175,13 +175,15 @@ class AlexNet(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the last feature map."""
-        if self.grad_checkpointing and not torch.jit.is_scripting():
-            return checkpoint_seq(self.features, x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():  # type: ignore[attr-defined]
+            # convolution by convolution: an activation in place must not change what is kept
+            parts = [self.features[start + 1 : end + 1] for start, end in pairwise((-1, *self._ends))]
+            return checkpoint_seq(parts, x)
         return self.features(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """The last feature map to logits (B, K), or to what the classifier sees, (B, D)."""
-        x = self.pre_logits(x)
+        x = self.head_drop(self.pre_logits(x))
         return x if pre_logits else self.head(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -197,7 +199,7 @@ def from_torchvision(state: Mapping[str, Tensor], network: AlexNet) -> Mapping[s
     names = {f"features.{place}": f"features.conv{number}" for place, number in convolutions.items()}
     names |= {"classifier.1": "pre_logits.fc6", "classifier.4": "pre_logits.fc7", "classifier.6": "head"}
     split = {name: name.rpartition(".") for name in state}
-    return {f"{names[split[name][0]]}.{split[name][2]}": tensor for name, tensor in state.items()}
+    return {f"{names.get(split[name][0], split[name][0])}.{split[name][2]}": tensor for name, tensor in state.items()}
 
 
 def _config(side: int, **changed: Any) -> dict[str, Any]:

@@ -11,13 +11,13 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from timm.models import resolve_model_input_args
-from timm.models._hub import load_model_config_from_hf, save_config_for_hf
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from timm.models._hub import save_config_for_hf
+from torch import nn
 
 from tlkit import __version__, config, run_folder
-from tlkit.errors import TlkitError, did_you_mean, first_line
+from tlkit.errors import TlkitError, first_line
 from tlkit.networks import imagenet, variants
+from tlkit.networks.names import known_name
 from tlkit.networks.weights import (
     cached_file,
     load_matching,
@@ -98,13 +98,13 @@ def build(
         _refuse_default_weights(design)
     remarks: list[str] = []
     if weights == "default" and (packaged := package_file(name)):
-        network = _create(design, size)
+        network = create(design, size)
         remarks += load_matching(network, names_from_package(read_weights(packaged), network), packaged.name)
         source = f"package {packaged.parent.parent.name.replace('_', '-')}"
     elif weights == "default":
         network, source = _from_hub(name, size), "hub"
     elif weights == "random":
-        network, source = _create(design, size), "random"
+        network, source = create(design, size), "random"
     else:
         network, remarks = _from_file(design, size, Path(weights))
         source = weights
@@ -116,77 +116,6 @@ def build(
     kept = _override(kept, preprocess)
     variants.refuse_single_numbers(design, kept.size)
     return Loaded(_ready(network, size), name, kept, classes, source, remarks, design.stem, design.norm)
-
-
-def skeleton(
-    model: str,
-    image_size: int | None = None,
-    *,
-    num_classes: int | None = None,
-    in_chans: int | None = None,
-    norm: str | None = None,
-) -> Loaded:
-    """What `untrained` makes, on the meta device, where tensors have no values: in milliseconds and without memory."""
-    with torch.device("meta"), _WithoutDrawing():
-        return untrained(model, image_size, num_classes=num_classes, in_chans=in_chans, norm=norm)
-
-
-def untrained(
-    model: str,
-    image_size: int | None = None,
-    *,
-    num_classes: int | None = None,
-    in_chans: int | None = None,
-    norm: str | None = None,
-) -> Loaded:
-    """A network as it is before any training, of any number of classes and channels.
-
-    Args:
-        model: A timm name (also ``hf-hub:REPOSITORY``), or the folder of a run.
-        image_size: In pixels; by default what its weights expect.
-        num_classes: Outputs; by default the network's own.
-        in_chans: Channels of its images; by default the network's own.
-        norm: Another normalisation than its own.
-
-    Raises:
-        TlkitError: Unknown name, or a network that cannot be built so.
-    """
-    changed = {key: value for key, value in (("num_classes", num_classes), ("in_chans", in_chans)) if value is not None}
-    if run_folder.is_run(model):
-        stored = _config(Path(model))
-        design = _design_of_run(Path(model), stored, "standard", norm)
-        network = _create(f"local-dir:{model}", image_size, changed=changed)
-        kept = _preprocessing_of_run(stored, network)
-    else:
-        design = variants.design(known_name(model), norm=norm)
-        network = _create(design, image_size, changed=changed)
-        kept = Preprocessing.from_timm(resolve_model_data_config(network))
-    kept = kept.with_overrides(size=image_size)
-    variants.refuse_single_numbers(design, kept.size, channels_of(network))
-    return Loaded(network.eval(), design.base, kept, None, "random", stem=design.stem, norm=design.norm)
-
-
-def channels_of(network: nn.Module) -> int:
-    """Channels of the images that a network takes."""
-    return int(getattr(network, "in_chans", None) or resolve_model_data_config(network)["input_size"][0])
-
-
-class _WithoutDrawing(TorchFunctionMode):
-    """A context in which tensors of the meta device are not initialised, which is most of the time of making them."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _DRAWING:
-            tensor = args[0] if args else (kwargs or {})["tensor"]
-            if tensor.is_meta:
-                return tensor
-        return func(*args, **(kwargs or {}))
-
-
-_DRAWING = {
-    *(Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.copy_, Tensor.erfinv_),
-    *(nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_),
-    *(Tensor.add_, Tensor.sub_, Tensor.mul_, Tensor.div_, Tensor.clamp_),  # of truncated normal distributions
-}
 
 
 def save_network(folder: Path, loaded: Loaded) -> None:
@@ -214,10 +143,10 @@ def architecture(run: Path) -> str:
     Raises:
         TlkitError: The run's configuration is broken.
     """
-    return variants.described_by(_config(run)).base
+    return variants.described_by(read_config(run)).base
 
 
-def _config(run: Path) -> dict[str, Any]:
+def read_config(run: Path) -> dict[str, Any]:
     path = run / run_folder.CONFIG
     stored = run_folder.read_json(path)
     if not isinstance(stored.get("architecture"), str) or not isinstance(stored.get("pretrained_cfg"), dict):
@@ -232,7 +161,7 @@ def _refuse_default_weights(design: variants.Design) -> None:
     raise TlkitError(f"there are no public weights for {what}{why}", where=option, remedy=remedy)
 
 
-def _design_of_run(run: Path, stored: dict[str, Any], stem: str, norm: str | None) -> variants.Design:
+def design_of_run(run: Path, stored: dict[str, Any], stem: str, norm: str | None) -> variants.Design:
     """The network of a run, which brings its own stem and normalisation.
 
     Raises:
@@ -250,7 +179,7 @@ def _design_of_run(run: Path, stored: dict[str, Any], stem: str, norm: str | Non
     return design
 
 
-def _preprocessing_of_run(stored: dict[str, Any], network: nn.Module) -> Preprocessing:
+def preprocessing_of_run(stored: dict[str, Any], network: nn.Module) -> Preprocessing:
     ours = stored.get("tlkit") or {}
     if "preprocessing" in ours:
         return Preprocessing.from_dict(ours["preprocessing"])
@@ -262,17 +191,17 @@ def _from_run(run: Path, weights: str, preprocess: config.Preprocess, stem: str,
         raise TlkitError(
             "a run brings its own weights", where="--weights", remedy="leave it out, or give --model a name"
         )
-    stored = _config(run)
-    design = _design_of_run(run, stored, stem, norm)
+    stored = read_config(run)
+    design = design_of_run(run, stored, stem, norm)
     own = weights != "random"
     try:
-        network = _create(f"local-dir:{run}", preprocess.image_size, weights={} if own else None)
+        network = create(f"local-dir:{run}", preprocess.image_size, weights={} if own else None)
     except TlkitError:
         raise
     except Exception as error:  # timm, torch and safetensors each raise errors of their own for a broken folder
         what = f"the run's network cannot be loaded ({first_line(error)})"
         raise TlkitError(what, where=run, remedy="check that it is whole") from error
-    kept = _preprocessing_of_run(stored, network)
+    kept = preprocessing_of_run(stored, network)
     classes = tuple(stored.get("label_names") or ()) or None
     network = _ready(network, preprocess.image_size)
     source = f"run {run}" if own else "random"
@@ -287,7 +216,7 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
     # a file that is there is loaded as the hub's client would, but without a network
     weights = {"file": str(file)} if file and not name.startswith("hf-hub:") else {}
     try:
-        return _create(name, image_size, weights=weights)
+        return create(name, image_size, weights=weights)
     except TlkitError:
         raise
     except Exception as error:  # the hub's client has a whole family of errors, and changes it
@@ -298,22 +227,22 @@ def _from_hub(name: str, image_size: int | None) -> nn.Module:
 
 
 def _from_file(design: variants.Design, image_size: int | None, file: Path) -> tuple[nn.Module, list[str]]:
-    network = _create(design, image_size)
+    network = create(design, image_size)
     state = names_from_torchvision(read_weights(file), network)
     try:
         return network, load_matching(network, state, str(file))
     except TlkitError:
         if image_size is None or design.is_variant:
             raise
-    network = _create(design, None)
+    network = create(design, None)
     remarks = load_matching(network, state, str(file))  # they are for the network's own size: timm interpolates them
     weights = {"state_dict": network.state_dict(), "num_classes": network.num_classes, "label_offset": None}
-    network = _create(design, image_size, weights=weights)
+    network = create(design, image_size, weights=weights)
     del network.pretrained_cfg["state_dict"]  # type: ignore[operator, union-attr]
     return network, remarks
 
 
-def _create(
+def create(
     model: str | variants.Design,
     image_size: int | None,
     *,
@@ -370,41 +299,6 @@ def _ready(network: nn.Module, image_size: int | None) -> nn.Module:
             what = f"the network does not take images of {image_size} px ({first_line(error)})"
             raise TlkitError(what, where="--image-size", remedy="try another size") from error
     return network
-
-
-def names_like(pattern: str) -> list[str]:
-    """timm's and our own names that a pattern with ``*``, ``?`` or ``[...]`` fits; with tags where it has a dot.
-
-    Raises:
-        TlkitError: None.
-    """
-    names = timm.list_pretrained(pattern) if "." in pattern else timm.list_models(pattern)
-    if not (names := [name for name in names if name != variants.NAME]):
-        remedy = "give wildcards in quotes, such as 'resnet*'; 'tlkit models' lists all"
-        raise TlkitError("no model has such a name", where=pattern, remedy=remedy)
-    return names
-
-
-def known_name(model: str) -> str:
-    name, _, tag = model.partition(".")
-    if model.startswith("hf-hub:"):
-        if cached_file(model) is None:
-            require_hub(model)
-        try:
-            load_model_config_from_hf(model.removeprefix("hf-hub:"))
-        except Exception as error:  # as in _from_hub
-            raise no_weights(model, error) from error
-        return model
-    if timm.is_model(name) and name != variants.NAME:
-        tags = timm.list_pretrained(f"{name}.*")
-        if tag and model not in tags:
-            remedy = did_you_mean(model, tags) or f"known are {', '.join(tags) or 'none'}"
-            raise TlkitError("there are no weights of that tag", where=model, remedy=remedy)
-        return model
-    if Path(model).is_dir():
-        raise TlkitError("this folder is not a finished run", where=model, remedy="give a timm name, or a run's folder")
-    remedy = did_you_mean(name, timm.list_models()) or "it is neither a timm name nor a run's folder"
-    raise TlkitError("unknown model", where=model, remedy=remedy)
 
 
 def _override(kept: Preprocessing, preprocess: config.Preprocess) -> Preprocessing:

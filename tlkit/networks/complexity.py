@@ -106,7 +106,7 @@ def complexity(network: nn.Module, image: Tensor) -> Complexity:
     return Complexity(
         whole=whole,
         stages=tuple(by_stage),
-        layers=tuple(part for part in layers if part.params or part.macs or tensors.is_leaf(part.name)),
+        layers=tuple(part for part in layers if part.params or part.buffers or part.macs or tensors.is_leaf(part.name)),
         macs_by_kind=dict(seen.macs_by_kind),
         elements_by_kind=dict(seen.elements_by_kind),
         weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()),

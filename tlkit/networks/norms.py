@@ -48,7 +48,11 @@ def set_norm(network: nn.Module, norm: str) -> None:
 
 def _instead_of(module: nn.BatchNorm2d, norm: str) -> nn.Module:
     if norm == "none":
-        return nn.Sequential(module.drop, module.act) if isinstance(module, BatchNormAct2d) else nn.Identity()
+        if not isinstance(module, BatchNormAct2d):
+            return nn.Identity()
+        if hasattr(module.act, "inplace"):  # what comes in is no longer copied, and others may need it as it is
+            module.act.inplace = False
+        return nn.Sequential(module.drop, module.act)
     channels, affine, device = module.num_features, module.affine, module.weight.device if module.affine else None
     groups = groups_of(norm, channels)
     made: Any

@@ -226,8 +226,9 @@ def _over_map(fields: list[Field], args: Sequence[Any], result: Any) -> Field:
 
 def _along(what: str) -> Rule:
     def rule(fields: list[Field], args: Sequence[Any], result: Any) -> Field:
-        """Something along the dimension that the second argument names."""
-        field, listed = _merge(fields), args[1] if isinstance(args[1], list | tuple) else [args[1]]
+        """Something along the dimension that the second argument names, by default the last."""
+        field, value = _merge(fields), args[1] if len(args) > 1 else -1
+        listed = value if isinstance(value, list | tuple) else [value]
         dims = [dim if dim < 0 else dim - args[0].ndim for dim in listed]
         return _whole(field, f"{what} in ") if any(dim in field.dims for dim in dims) else field
 
@@ -273,6 +274,8 @@ def _reshape(fields: list[Field], args: Sequence[Any], result: Any) -> Field:
             return field._replace(dims=(dim - len(new),), grid=grid)
         if new[dim : dim + 2] == grid:
             return field._replace(dims=(dim - len(new), dim + 1 - len(new)))
+    if math.prod(grid) == 1:  # nothing is taken apart
+        return field._replace(dims=())
     if adjacent:
         return _whole(field, "positions taken apart in ")._replace(dims=())
     places = [_same_place(old, dim + len(old), new) for dim in field.dims]
@@ -335,7 +338,7 @@ def _concatenation(fields: list[Field], args: Sequence[Any], result: Any) -> Fie
 def _stack(fields: list[Field], args: Sequence[Any], result: Any) -> Field:
     field = _merge(fields)
     dim = (args[1] if len(args) > 1 else 0) % result.ndim - result.ndim
-    return field._replace(dims=tuple(at - (dim > at) for at in field.dims))
+    return field._replace(dims=tuple(at - (dim >= at) for at in field.dims))
 
 
 _BY_NAME: dict[str, Rule] = {
@@ -343,7 +346,7 @@ _BY_NAME: dict[str, Rule] = {
         (
             *("batch_norm", "native_batch_norm", "dropout", "feature_dropout", "clone", "contiguous", "to", "to_copy"),
             *("detach", "alias", "lift_fresh", "copy", "expand", "pad", "constant_pad_nd", "reflection_pad2d"),
-            *("replication_pad2d", "type_as", "prelu", "hardswish"),
+            *("replication_pad2d", "type_as", "prelu", "hardswish", "log_sigmoid"),
         ),
         _pointwise,
     ),
@@ -362,6 +365,7 @@ _BY_NAME: dict[str, Rule] = {
     **dict.fromkeys(("layer_norm", "rms_norm", "fused_rms_norm"), _over_last),
     **dict.fromkeys(("group_norm", "instance_norm", "native_group_norm"), _over_map),
     **dict.fromkeys(("softmax", "log_softmax"), _along("softmax over positions")),
+    "glu": _along("a gate between positions"),
     "cumsum": _along("a sum over positions"),
     "flip": _along("positions in another order"),
     "linear": _linear,

@@ -303,9 +303,20 @@ def _normalised(args: Sequence[Any]) -> Tensor | None:
     return torch.empty_like(args[0]) if fits else None
 
 
+def _joined(args: Sequence[Any]) -> Tensor | None:
+    tensors, dim = args[0], args[1] if len(args) > 1 else 0
+    first = tensors[0]
+    dim %= first.ndim or 1
+    around = [(*tensor.shape[:dim], *tensor.shape[dim + 1 :]) for tensor in tensors]
+    if not first.is_meta or any(other != around[0] for other in around) or any(t.dtype != first.dtype for t in tensors):
+        return None
+    return first.new_empty((*first.shape[:dim], sum(t.shape[dim] for t in tensors), *first.shape[dim + 1 :]))
+
+
 _SHAPES: dict[str, Callable[[Sequence[Any]], Tensor | None]] = {
     "conv2d": _convolved,
     "linear": _times_matrix,
+    "cat": _joined,
     "batch_norm": _normalised,
     **dict.fromkeys(("relu", "gelu", "silu", "sigmoid", "hardswish", "hardsigmoid", "dropout", "layer_norm"), _same),
 }

@@ -66,6 +66,8 @@ def tlkit_variant(
     """
     between = {"norm_layer": nn.BatchNorm2d} if norm not in ("own", "none") and _takes_norm(base) else {}
     network = timm.create_model(base, **between, **kwargs)
+    if between:
+        network._model_args.pop("norm_layer", None)  # a class, which no config.json can hold; our own arguments say it
     config = network.pretrained_cfg
     changed: dict[str, Any] = {}
     if stem == "small":
@@ -126,7 +128,7 @@ def design(base: str, stem: str = "standard", norm: str | None = None) -> Design
     if own == norm:
         return Design(base, stem)
     if own != "batch" and not (own == "none" and _takes_norm(base)):
-        what = f"{base} has no batch norm alone, which {norm} norm could take the place of"
+        what = f"{base} cannot be built with {norm} norm: its normalisation is not batch norm of maps"
         remedy = "leave it out, or choose an AlexNet, VGG, ResNet, ResNeXt, DenseNet or lenet by its timm name"
         raise TlkitError(what, where="--norm", remedy=remedy)
     return Design(base, stem, norm)

@@ -84,7 +84,7 @@ def names_from_torchvision(state: Mapping[str, Tensor], network: nn.Module) -> M
                 layer, _, leaf = name.rpartition(".")
                 own = f"{names.get(layer, layer)}.{leaf}"
                 filters = leaf == "weight" and own.startswith("pre_logits.") and layer in names
-                side = round((tensor.shape[1] / (512 if layer == "classifier.0" else tensor.shape[1])) ** 0.5)
+                side = 7 if layer == "classifier.0" else 1
                 renamed[own] = tensor.unflatten(1, (-1, side, side)) if filters else tensor
             return renamed
         case DenseNet():

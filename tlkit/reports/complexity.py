@@ -45,6 +45,8 @@ class Table(NamedTuple):
 def tables(models: Sequence[Model]) -> list[Table]:
     """What is shown of the models: one table of all; of one alone, or where layers are listed, their parts as well."""
     shown = [_models(models)]
+    if any("speed" in model for model in models):
+        shown.append(_speeds(models))
     for model in models:
         if len(models) == 1 or "layers" in model:
             shown.append(_stages(model))
@@ -121,19 +123,25 @@ def _models(models: Sequence[Model]) -> Table:
         for model in models
     ]
     notes = ["field: receptive field of the last feature map, in pixels"]
-    if any("speed" in model for model in models):
-        columns += ["latency", "images/s"]
-        for row, model in zip(rows, models, strict=True):
-            speed = model["speed"]
-            row += [_milliseconds(speed["latency"]), f"{speed['images_per_second']['median']:.4g}"]
-        s = models[0]["speed"]
-        notes.append(
-            f"median and quartiles of one image, and of batches of {s['batch_size']}, on {s['device']} in "
-            f"{s['precision']}, {s['threads']} threads"
-        )
     if len(models) == 1:
         notes += _details(models[0])
     return Table("", columns, rows, notes)
+
+
+def _speeds(models: Sequence[Model]) -> Table:
+    columns = ["model", "one image, ms", "quartiles", "images/s", "quartiles"]
+    rows = [
+        [_title(model), *_spread(model["speed"]["latency"], 1000), *_spread(model["speed"]["images_per_second"])]
+        for model in models
+    ]
+    made = models[0]["speed"]
+    where = f"{made['device']} in {made['precision']}, {made['threads']} threads"
+    return Table(f"speed on {where}; images/s in batches of {made['batch_size']}", columns, rows)
+
+
+def _spread(spread: dict[str, float], factor: float = 1) -> list[str]:
+    low, median, high = (f"{factor * spread[key]:.4g}" for key in ("low", "median", "high"))
+    return [median, f"{low} to {high}"]
 
 
 def _details(model: Model) -> list[str]:
@@ -175,9 +183,9 @@ def _output(part: dict[str, Any]) -> list[str]:
 
 
 def _layers(model: Model) -> Table:
-    columns = ["layer", "type", "parameters", "MACs", "output", "field", "stride"]
+    columns = ["layer", "type", "parameters", "MACs", "output", "field"]
     rows = [
-        [layer["name"], layer["type"], _count(layer["params"]), short(layer["macs"]), *_output(layer)]
+        [layer["name"], layer["type"], _count(layer["params"]), short(layer["macs"]), *_output(layer)[:2]]
         for layer in model["layers"]
     ]
     return Table(f"layers of {_title(model)}", columns, rows)
@@ -228,11 +236,6 @@ def _flat(speed: dict[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _milliseconds(spread: dict[str, float]) -> str:
-    low, median, high = (1000 * spread[key] for key in ("low", "median", "high"))
-    return f"{median:.4g} ms ({low:.4g} to {high:.4g})"
-
-
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.6g}"
 
@@ -242,7 +245,7 @@ def _count(number: float | None) -> str:
 
 
 def _shape(shape: Sequence[int] | None) -> str:
-    return "-" if shape is None else " x ".join(map(str, shape))
+    return "-" if shape is None else "x".join(map(str, shape))
 
 
 def short(number: float) -> str:
