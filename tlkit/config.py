@@ -250,6 +250,9 @@ class Counted(Checked):
     ] = None
     num_classes: Annotated[int | None, Opt("Classes; by default the model's own.", min=1)] = None
     in_chans: Annotated[int | None, Opt("Channels of the images; by default the model's own.", min=1)] = None
+    stem: Annotated[
+        Literal["standard", "small"], Opt("small: no down-sampling before the first stage, for images of about 32 px.")
+    ] = "standard"
     norm: Annotated[
         Norm | None,
         Opt("Normalisation in place of the model's batch norm; in AlexNet and plain VGG after each convolution."),

@@ -493,7 +493,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 before = peak()
-from tlkit.networks.build import skeleton
+from tlkit.networks.skeleton import skeleton
 from tlkit.networks.complexity import complexity
 network = skeleton("vgg19").network
 assert complexity(network, torch.empty(1, 3, 224, 224, device="meta")).whole.params == 143667240

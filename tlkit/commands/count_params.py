@@ -142,6 +142,7 @@ def _as_asked(make: Callable[..., Loaded], given: str, networks: config.Counted)
         networks.image_size,
         num_classes=networks.num_classes,
         in_chans=networks.in_chans,
+        stem=networks.stem,
         norm=networks.norm,
     )
 

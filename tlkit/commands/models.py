@@ -21,6 +21,9 @@ def models(models: config.Listed, output: config.Output, console: Console) -> di
     run_folder.refuse_existing(output.out)
     sources = {name: source_of(name) for name in _names(models.patterns or ["*"])}
     names = [name for name, source in sources.items() if models.source in (None, source)]
+    if not names:
+        what = "no such model has public weights" if models.source != "none" else "all such models have public weights"
+        raise TlkitError(what, where=f"--source {models.source}", remedy="leave it out, or choose another")
     if output.plan:
         console.line(f"{len(names)} models would be listed")
         return {"plan": {"models": len(names)}}

@@ -23,11 +23,12 @@ def skeleton(
     *,
     num_classes: int | None = None,
     in_chans: int | None = None,
+    stem: str = "standard",
     norm: str | None = None,
 ) -> Loaded:
     """What `untrained` makes, on the meta device, where tensors have no values: in milliseconds and without memory."""
     with torch.device("meta"), _WithoutDrawing():
-        return untrained(model, image_size, num_classes=num_classes, in_chans=in_chans, norm=norm)
+        return untrained(model, image_size, num_classes=num_classes, in_chans=in_chans, stem=stem, norm=norm)
 
 
 def untrained(
@@ -36,6 +37,7 @@ def untrained(
     *,
     num_classes: int | None = None,
     in_chans: int | None = None,
+    stem: str = "standard",
     norm: str | None = None,
 ) -> Loaded:
     """A network as it is before any training, of any number of classes and channels.
@@ -45,6 +47,7 @@ def untrained(
         image_size: In pixels; by default what its weights expect.
         num_classes: Outputs; by default the network's own.
         in_chans: Channels of its images; by default the network's own.
+        stem: ``standard`` or ``small`` (`tlkit.networks.variants`); a run has its own.
         norm: Another normalisation than its own.
 
     Raises:
@@ -53,11 +56,11 @@ def untrained(
     changed = {key: value for key, value in (("num_classes", num_classes), ("in_chans", in_chans)) if value is not None}
     if run_folder.is_run(model):
         stored = read_config(Path(model))
-        design = design_of_run(Path(model), stored, "standard", norm)
+        design = design_of_run(Path(model), stored, stem, norm)
         network = create(f"local-dir:{model}", image_size, changed=changed)
         kept = preprocessing_of_run(stored, network)
     else:
-        design = variants.design(known_name(model), norm=norm)
+        design = variants.design(known_name(model), stem, norm)
         network = create(design, image_size, changed=changed)
         kept = Preprocessing.from_timm(resolve_model_data_config(network))
     kept = kept.with_overrides(size=image_size)
