@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import importlib
 import io
 import json
@@ -209,9 +208,7 @@ def _import_command(name: str) -> Any:
     # Where the cores are shared, with decoding processes or with somebody else, that takes from those that still work.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
-        command = importlib.import_module(f"tlkit.commands.{name}")
-        gc.freeze()  # what is imported stays: garbage collections need not look at it again and again
-        return command
+        return importlib.import_module(f"tlkit.commands.{name}")
     except Exception as error:
         # torch and torchvision of different builds fail while they are imported, in many ways (RuntimeError, OSError,
         # AttributeError ...) and with messages that help nobody: what tells is the package whose import broke off
