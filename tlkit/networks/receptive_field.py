@@ -250,7 +250,7 @@ def _product(first: int) -> Rule:
         summed = -1 if left is not None else -2
         if summed in field.dims:
             return _whole(field, "a linear layer over positions in ")._replace(dims=())
-        return field if field is not None else _merge(fields)
+        return field
 
     return rule
 
