@@ -489,7 +489,7 @@ WRONG: dict[str, tuple[list[Any], list[str]]] = {
     "no such tag": (["resnet18.tv2_in1k"], ["resnet18.tv2_in1k", "no weights of that tag", "resnet18.tv_in1k"]),
     "empty wildcard": (["nosuch*"], ["nosuch*", "no model has such a name"]),
     "small image": (["alexnet", "--image-size", 16], ["alexnet", "16", "--image-size", "usual is 227"]),
-    "smallest image": (["test_convnext", "--image-size", 1], ["test_convnext", "does not take images of 1 x 1 px"]),
+    "smallest image": (["test_convnext", "--image-size", 1], ["test_convnext", "does not take images of 1 px"]),
     "no classes": (["resnet18", "--num-classes", 0], ["--num-classes", "0 is too small"]),
     "no channels": (["resnet18", "--in-chans", 0], ["--in-chans", "0 is too small"]),
     "no size": (["resnet18", "--image-size", 0], ["--image-size", "0 is too small"]),

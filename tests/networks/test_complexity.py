@@ -594,7 +594,7 @@ def test_the_network_is_left_as_it_was(name: str, training: bool) -> None:
 
 def test_hooks_are_taken_off_where_the_input_does_not_fit() -> None:
     network = make("test_resnet").train()
-    with pytest.raises(TlkitError, match="does not take images of 32 x 32 px"):
+    with pytest.raises(TlkitError, match="does not take images of 32 px"):
         stage_costs(network, torch.randn(1, 5, 32, 32))
     assert network.training
     assert not any(module._forward_hooks for module in network.modules())

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from math import prod
+from typing import Any
 
-import torch
 from timm.layers import BatchNormAct2d, GroupNormAct
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Norm = Literal["batch", "layer", "instance", "group", "none"]
+from tlkit.networks.trace import trace
+
 MOST_GROUPS = 32
 """Of group norm, as in its paper (Wu and He, 2018, arXiv:1803.08494, section 4.1)."""
 
@@ -80,27 +81,16 @@ def _normalises(module: nn.Module) -> bool:
     )
 
 
-def normalised_alone(network: nn.Module, image: torch.Tensor) -> list[str]:
+def normalised_alone(network: nn.Module, image: Tensor) -> list[str]:
     """Names of the norms of groups that see a single number for each, which leaves nothing of it but the shift.
 
     Args:
         network: Any network, on the meta device too.
         image: Two inputs or more (B, C, H, W), where the network is: torch refuses to normalise a lone number.
+
+    Raises:
+        TlkitError: The network does not take such images.
     """
-    found: list[str] = []
-
-    def look(module: nn.GroupNorm, args: tuple[torch.Tensor, ...]) -> None:
-        if args[0][0].numel() == module.num_groups:
-            found.append(names[module])
-
-    names = {module: name for name, module in network.named_modules() if isinstance(module, nn.GroupNorm)}
-    handles = [module.register_forward_pre_hook(look) for module in names]
-    was_training = network.training
-    try:
-        with torch.inference_mode():
-            network.eval()(image)
-    finally:
-        network.train(was_training)
-        for handle in handles:
-            handle.remove()
-    return found
+    outputs = trace(network, image).outputs  # of the same shape as what came in
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.GroupNorm)}
+    return [name for name, norm in norms.items() if name in outputs and prod(outputs[name].shape) == norm.num_groups]

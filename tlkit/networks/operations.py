@@ -164,5 +164,7 @@ _SHAPES: dict[str, Callable[[Sequence[Any]], Tensor | None]] = {
     "linear": _times_matrix,
     "cat": _joined,
     "batch_norm": _normalised,
-    **dict.fromkeys(("relu", "gelu", "silu", "sigmoid", "hardswish", "hardsigmoid", "dropout", "layer_norm"), _same),
+    **dict.fromkeys(
+        ("relu", "gelu", "silu", "sigmoid", "hardswish", "hardsigmoid", "dropout", "layer_norm", "group_norm"), _same
+    ),
 }

@@ -71,7 +71,8 @@ def trace(network: nn.Module, image: Tensor) -> Trace:
         ):
             network.eval()(image)
     except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
-        size = " x ".join(map(str, image.shape[2:]))
+        high, wide = image.shape[2:]
+        size = f"{high}" if high == wide else f"{high} x {wide}"
         what = f"the network does not take images of {size} px ({first_line(error)})"
         raise TlkitError(what, where="--image-size", remedy="give another size") from error
     finally:
