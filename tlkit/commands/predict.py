@@ -38,8 +38,6 @@ def predict(
     run_folder.refuse_existing(output.out)
     write = _writer(output.out)
     paths, ignored = find_images(images.paths)
-    if not paths:
-        raise TlkitError("no images", where=images.paths[0], remedy="give image files, or folders that hold some")
     torch.manual_seed(compute.seed)
     loaded = build(network.model, network.weights, preprocess)
     for remark in loaded.remarks:

@@ -15,7 +15,6 @@ from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.data.folders import find_images
 from tlkit.data.loading import ViewDataset, refuse_bad_files
 from tlkit.data.transforms import center
-from tlkit.errors import TlkitError
 from tlkit.networks.build import Loaded, build, save_network, weight_bytes
 from tlkit.networks.norm_statistics import estimate_statistics
 
@@ -32,8 +31,6 @@ def update_bn(
     started = time.monotonic()
     run_folder.refuse_existing(output.out)
     paths, ignored = find_images(images.paths)
-    if not paths:
-        raise TlkitError("no images", where=images.paths[0], remedy="give image files, or folders that hold some")
     loaded = build(network.model, network.weights, preprocess)
     for remark in loaded.remarks:
         console.warn(remark)

@@ -233,7 +233,7 @@ def find_images(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
     """The image files among ``paths`` and in the folders among them, searched through; and what was ignored.
 
     Raises:
-        TlkitError: A path does not exist.
+        TlkitError: A path does not exist, or there is no image at all.
     """
     found: list[Path] = []
     ignored: Counter[str] = Counter()
@@ -246,6 +246,8 @@ def find_images(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
                     ignored[_kind(file.name)] += 1
         else:
             found.append(path)  # named by the user: tried, whatever it is called
+    if not found:
+        raise TlkitError("no images", where=paths[0], remedy="give image files, or folders that hold some")
     return found, ignored
 
 
