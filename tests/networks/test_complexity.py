@@ -609,3 +609,17 @@ def test_noise_is_one_input_and_always_the_same() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(4)
     assert torch.equal(found, noise(network, preprocessing))
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "resnet18", "swin_tiny_patch4_window7_224", "deit3_small_patch16_224"]
+)
+def test_a_stages_parameters_are_those_of_the_partition(name: str) -> None:
+    """Also those that the network itself holds: a ViT's class token and position embeddings are the stem's."""
+    network = skeleton(name).network
+    freeze(network, ["stem"])
+    found = complexity(network, torch.empty(1, 3, 224, 224, device="meta"))
+    expected = [sum(network.get_parameter(key).numel() for key in stage.parameters) for stage in stages(network)]
+    assert [part.params for part in found.stages] == expected
+    assert [part.trainable_params for part in found.stages] == [0, *expected[1:]]
+    assert found.whole.trainable_params == sum(expected[1:])

@@ -128,7 +128,7 @@ def _count(given: str, networks: config.Counted, listing: config.Listing, comput
             {"name": part.name, "stage": part.stage, "type": part.kind} | _costs(part) for part in counted.layers
         ]
     if networks.strategy:
-        found |= {"strategy": networks.strategy, "phases": _phases(loaded, networks.strategy)}
+        found |= {"strategy": networks.strategy, "phases": _phases(counted, networks.strategy)}
     if listing.measure:
         found["speed"] = _speed(given, loaded, networks, computing)
     if listing.published:
@@ -183,10 +183,9 @@ def _complexity(loaded: Loaded) -> Complexity:
         ) from error
 
 
-def _phases(loaded: Loaded, name: str) -> list[dict[str, Any]]:
+def _phases(counted: Complexity, name: str) -> list[dict[str, Any]]:
     """Stages and parameters that each phase trains; of ``auto`` those that it goes through if every one pays."""
-    cut = stages(loaded.network)
-    sizes = {stage.name: sum(loaded.network.get_parameter(p).numel() for p in stage.parameters) for stage in cut}
+    sizes = {part.name: part.params for part in counted.stages}
     situation = Situation(
         stages=tuple(sizes),
         costs=(0.0,) * len(sizes),

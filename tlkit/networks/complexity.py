@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from tlkit.networks.build import weight_bytes
 from tlkit.networks.stages import Stage, stages
 from tlkit.networks.trace import Output, Trace, trace
 from tlkit.preprocessing import Preprocessing
@@ -92,15 +93,23 @@ def complexity(network: nn.Module, image: Tensor) -> Complexity:
     parts = stages(network)
     stage_of = {name: stage.name for stage in parts for name in stage.modules}
     layers = [
-        _part(name, (name,), seen, tensors, seen.outputs.get(name), type(module).__name__, stage_of[name])
+        _part(
+            *(name, (name,), tensors.held[name], seen, tensors, seen.outputs.get(name)),
+            kind=type(module).__name__,
+            stage=stage_of[name],
+        )
         for name, module in tensors.modules.items()
     ]
     by_stage = [
-        _with_stride(_part(stage.name, stage.modules, seen, tensors, _end(stage, seen)), stage, network)
+        # a module that reaches over several stages (the network itself) may hold tensors of each of them
+        _with_stride(
+            _part(stage.name, stage.modules, stage.parameters, seen, tensors, _end(stage, seen)), stage, network
+        )
         for stage in parts
     ]
     last = seen.features or next((_end(stage, seen) for stage in reversed(parts) if stage.output), None)
-    whole = _part("", tensors.modules, seen, tensors, Output(seen.outputs[""].shape, last.field if last else None))
+    output = Output(seen.outputs[""].shape, last.field if last else None)
+    whole = _part("", tensors.modules, tensors.parameters, seen, tensors, output)
     if whole.stride is None:
         whole = replace(whole, stride=max((part.stride for part in by_stage if part.stride), default=None))
     return Complexity(
@@ -109,7 +118,7 @@ def complexity(network: nn.Module, image: Tensor) -> Complexity:
         layers=tuple(part for part in layers if part.params or part.buffers or part.macs or tensors.is_leaf(part.name)),
         macs_by_kind=dict(seen.macs_by_kind),
         elements_by_kind=dict(seen.elements_by_kind),
-        weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values()),
+        weight_bytes=weight_bytes(network),
         uncounted=dict(seen.uncounted),
     )
 
@@ -134,17 +143,15 @@ def noise(network: nn.Module, preprocessing: Preprocessing) -> Tensor:
 
 
 class _Tensors:
-    """How many numbers each module keeps itself, each tensor counted once."""
+    """What each module keeps itself, each tensor once."""
 
     def __init__(self, network: nn.Module) -> None:
         self.modules = dict(network.named_modules())
-        self.params = dict.fromkeys(self.modules, 0)
-        self.trainable = dict.fromkeys(self.modules, 0)
+        self.parameters = dict(network.named_parameters())
+        self.held: dict[str, list[str]] = {name: [] for name in self.modules}
         self.buffers = dict.fromkeys(self.modules, 0)
-        for name, parameter in network.named_parameters():
-            holder = name.rpartition(".")[0]
-            self.params[holder] += parameter.numel()
-            self.trainable[holder] += parameter.numel() if parameter.requires_grad else 0
+        for name in self.parameters:
+            self.held[name.rpartition(".")[0]].append(name)
         for name, buffer in network.named_buffers():
             self.buffers[name.rpartition(".")[0]] += buffer.numel()
 
@@ -156,6 +163,7 @@ class _Tensors:
 def _part(
     name: str,
     modules: Collection[str],
+    parameters: Collection[str],
     seen: Trace,
     tensors: _Tensors,
     output: Output | None,
@@ -163,12 +171,13 @@ def _part(
     stage: str = "",
 ) -> Part:
     field = output.field if output else None
+    held = [tensors.parameters[name] for name in parameters]
     return Part(
         name=name,
         kind=kind,
         stage=stage,
-        params=sum(tensors.params[module] for module in modules),
-        trainable_params=sum(tensors.trainable[module] for module in modules),
+        params=sum(parameter.numel() for parameter in held),
+        trainable_params=sum(parameter.numel() for parameter in held if parameter.requires_grad),
         buffers=sum(tensors.buffers[module] for module in modules),
         macs=sum(seen.macs[module] for module in modules),
         activations=sum(seen.activations[module] for module in modules),
