@@ -92,6 +92,8 @@ def complexity(network: nn.Module, image: Tensor) -> Complexity:
     tensors = _Tensors(network)
     parts = stages(network)
     stage_of = {name: stage.name for stage in parts for name in stage.modules}
+    # a module that reaches over several stages (the network itself) counts where its own tensors are
+    stage_of |= {name.rpartition(".")[0]: stage.name for stage in parts for name in stage.parameters}
     layers = [
         _part(
             *(name, (name,), tensors.held[name], seen, tensors, seen.outputs.get(name)),
@@ -100,10 +102,10 @@ def complexity(network: nn.Module, image: Tensor) -> Complexity:
         )
         for name, module in tensors.modules.items()
     ]
+    inside = {stage.name: [name for name in tensors.modules if stage_of[name] == stage.name] for stage in parts}
     by_stage = [
-        # a module that reaches over several stages (the network itself) may hold tensors of each of them
         _with_stride(
-            _part(stage.name, stage.modules, stage.parameters, seen, tensors, _end(stage, seen)), stage, network
+            _part(stage.name, inside[stage.name], stage.parameters, seen, tensors, _end(stage, seen)), stage, network
         )
         for stage in parts
     ]
