@@ -428,6 +428,16 @@ class Compute(Checked):
 
 
 @dataclass(frozen=True)
+class Passing(Checked):
+    """How images are passed through a network that does not learn."""
+
+    compile: Annotated[
+        Literal["auto", "always", "never"],
+        Opt("Compile the frozen network (15 to 40 s); auto: where the number of images pays for it."),
+    ] = "auto"
+
+
+@dataclass(frozen=True)
 class Output(Checked):
     """What is printed and written."""
 

@@ -56,6 +56,7 @@ def finetune(
     augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    passing: config.Passing,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -77,6 +78,7 @@ def unfreeze(
     augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    passing: config.Passing,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -111,6 +113,7 @@ def evaluate(
     views: config.Views,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    passing: config.Passing,
     output: config.Output,
 ) -> None:
     """Measure a run or a pretrained model on labelled images.
@@ -128,6 +131,7 @@ def predict(
     views: config.Views,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    passing: config.Passing,
     output: config.Output,
 ) -> None:
     """Label new images with a run or a pretrained model."""
@@ -235,7 +239,8 @@ class _Terminated(BaseException):
 
 def _terminate(*_: object) -> None:
     if hasattr(signal, "SIGCHLD"):  # the group's decoding processes die of the same signal: torch would raise for each
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # a handler that does nothing, not SIG_DFL: Python prints an error where a pending signal finds none
+        signal.signal(signal.SIGCHLD, lambda *_: None)
     raise _Terminated
 
 

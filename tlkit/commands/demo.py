@@ -39,6 +39,7 @@ def demo(compute: config.Compute, output: config.Output, console: Console) -> di
         config.Augmentation(),
         config.Preprocess(),
         compute,
+        config.Passing(),
         config.Output(out=folder / "run", json=output.json, quiet=output.quiet),
         config.Resume(),
         console,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tlkit import __version__, compute, config, run_folder
+from tlkit import __version__, config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import (
     metrics_table,
@@ -20,6 +20,7 @@ from tlkit.commands.labelled import (
     write_predictions,
     write_report,
 )
+from tlkit.commands.passing import how
 from tlkit.data.folders import Samples, read_samples
 from tlkit.data.loading import ViewDataset, refuse_bad_files
 from tlkit.errors import TlkitError, UsageError
@@ -28,6 +29,7 @@ from tlkit.evaluation.predict import collect, predict_batches
 from tlkit.evaluation.views import VIEWS
 from tlkit.networks import imagenet
 from tlkit.networks.build import Loaded, build
+from tlkit.networks.frozen_pass import How
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def evaluate(
     views: config.Views,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    passing: config.Passing,
     output: config.Output,
     console: Console,
 ) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def evaluate(
         console.warn(line)
     if output.plan:
         return _plan(aligned, loaded, part, views.tta, console)
-    return _measure(loaded, aligned, part, started, (data, views, compute, output), console)
+    return _measure(loaded, aligned, part, started, (data, views, output), how(compute, console, passing), console)
 
 
 def _measure(
@@ -75,22 +78,14 @@ def _measure(
     aligned: Aligned,
     part: str,
     started: float,
-    options: tuple[config.EvalData, config.Views, config.Compute, config.Output],
+    options: tuple[config.EvalData, config.Views, config.Output],
+    how: How,
     console: Console,
 ) -> dict[str, Any]:
-    data, views, computing, output = options
+    data, views, output = options
     samples = aligned.samples
-    accelerator = compute.accelerator(computing)
-    found = collect(
-        predict_batches(
-            loaded.network,
-            ViewDataset(samples.root, samples.paths, loaded.preprocessing, VIEWS[views.tta]),
-            accelerator=accelerator,
-            batch_size=computing.batch_size,
-            workers=computing.workers,
-            progress=console.progress,
-        )
-    )
+    dataset = ViewDataset(samples.root, samples.paths, loaded.preprocessing, VIEWS[views.tta])
+    found = collect(predict_batches(loaded.network, dataset, how))
     refuse_bad_files(found.bad, len(samples), samples.root, data.on_error)
     report_skipped(console, found.bad)
     samples = samples.take(found.rows)
@@ -107,8 +102,8 @@ def _measure(
         "missing_classes": aligned.missing,
         "skipped_files": skipped(found.bad),
         "preprocessing": loaded.preprocessing.to_dict(),
-        "device": str(accelerator.device),
-        "precision": accelerator.mixed_precision,
+        "device": str(how.accelerator.device),
+        "precision": how.accelerator.mixed_precision,
     }
     metrics_table(console, f"{loaded.title} on {samples.root}", {part: figures})
     if output.out is not None:

@@ -18,12 +18,13 @@ def finetune(
     augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    passing: config.Passing,
     output: config.Output,
     resume: config.Resume,
     console: Console,
 ) -> dict[str, Any]:
     """Transfer a network to a labelled folder; see ``tlkit finetune --help``."""
-    groups = (data, network, transfer, training, unfreezing, augmentation, preprocess, compute)
+    groups = (data, network, transfer, training, unfreezing, augmentation, preprocess, compute, passing)
     return learn(options, groups, output, resume, console)
 
 
@@ -36,11 +37,12 @@ def options(
     augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    passing: config.Passing,
 ) -> Options:
     """What is to be done."""
     return Options(
         command="finetune",
-        groups=(data, network, transfer, training, unfreezing, augmentation, preprocess, compute),
+        groups=(data, network, transfer, training, unfreezing, augmentation, preprocess, compute, passing),
         strategy=transfer.strategy,
         model=network.model,
         weights=network.weights,
@@ -52,4 +54,5 @@ def options(
         augmentation=augmentation,
         preprocess=preprocess,
         compute=compute,
+        passing=passing,
     )

@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from tlkit import compute, config, run_folder
+from tlkit import config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.keeping import kept_when_stopped
 from tlkit.commands.labelled import report_skipped, skipped, stored_split
+from tlkit.commands.passing import how
 from tlkit.commands.planning import show_plan
 from tlkit.commands.reading import labelled, read, refuse_too_few, seen_before
 from tlkit.commands.results import write_results
@@ -25,6 +26,7 @@ from tlkit.data.transforms import center, center_and_mirror, least_side
 from tlkit.errors import TlkitError
 from tlkit.networks.build import Loaded, build, weight_bytes
 from tlkit.networks.complexity import noise, stage_costs
+from tlkit.networks.frozen_pass import How
 from tlkit.networks.names import known_name
 from tlkit.networks.stages import stages
 from tlkit.networks.variants import has_small_stem
@@ -36,9 +38,6 @@ from tlkit.training.optimizers import check_name
 from tlkit.training.setup import Settings
 from tlkit.training.strategies import Situation
 from tlkit.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 SMALL_INPUT = 64
 """Inputs up to this side, in pixels, get a stem that does not shrink them."""
@@ -71,6 +70,7 @@ class Options:
     augmentation: config.Augmentation
     preprocess: config.Preprocess
     compute: config.Compute
+    passing: config.Passing = field(default_factory=config.Passing)
     unfreezing: config.Unfreezing = field(default_factory=config.Unfreezing)
     stem: str = "standard"
     norm: str | None = None
@@ -226,10 +226,10 @@ def _train(
     started: float,
 ) -> dict[str, Any]:
     console.say(f"{loaded.title}, weights: {loaded.weights}; {_counts(samples)}")
-    accelerator = compute.accelerator(options.compute)
+    passes = how(options.compute, console, options.passing)
     began = time.monotonic()
     if stored is None:
-        features, bad = _first_pass(options, samples, loaded, accelerator, console)
+        features, bad = _first_pass(options, samples, loaded, passes)
         refuse_bad_files(bad, len(samples), samples.root, options.data.on_error)
         report_skipped(console, bad)
         left_out = skipped(bad)
@@ -245,14 +245,12 @@ def _train(
         samples,
         choosing,
         _settings(options, samples),
-        accelerator=accelerator,
+        how=passes,
         run=run,
         checkpoint_every=resume.checkpoint_every,
         features=features,
         features_seconds=time.monotonic() - began,
         notes={"skipped": left_out},
-        say=console.say,
-        progress=console.progress,
     )
     if stored is not None:
         trainer.restore(stored)
@@ -266,24 +264,15 @@ def _train(
         return write_results(options, trainer, decision, probabilities, chosen_on, left_out, console, started)
 
 
-def _first_pass(
-    options: Options, samples: Samples, loaded: Loaded, accelerator: Accelerator, console: Console
-) -> tuple[Features | None, list[BadFile]]:
+def _first_pass(options: Options, samples: Samples, loaded: Loaded, how: How) -> tuple[Features | None, list[BadFile]]:
     """Read every image once: through the network, where a head is to be fitted. Files that cannot be read are found."""
-    workers = options.compute.workers
     if not strategies.uses_solver(options.strategy):
         side = least_side(loaded.preprocessing)
-        return None, unreadable_files(samples.root, samples.paths, side, workers=workers, progress=console.progress)
+        return None, unreadable_files(samples.root, samples.paths, side, workers=how.workers, progress=how.progress)
     if not loaded.network.num_classes:  # some backbones (DINOv2, CLIP) come without a classifier
         loaded.network.reset_classifier(len(samples.classes))  # type: ignore[operator]
-    features = extract(
-        loaded.network,
-        ViewDataset(samples.root, samples.paths, loaded.preprocessing, TRAIN_VIEWS[options.train_views]),
-        accelerator=accelerator,
-        batch_size=options.compute.batch_size,
-        workers=workers,
-        progress=console.progress,
-    )
+    view = TRAIN_VIEWS[options.train_views]
+    features = extract(loaded.network, ViewDataset(samples.root, samples.paths, loaded.preprocessing, view), how)
     return features, features.bad
 
 

@@ -14,7 +14,8 @@ from tlkit.data.loading import ViewDataset
 from tlkit.data.transforms import center
 from tlkit.networks.build import Loaded
 from tlkit.networks.complexity import noise, stage_costs
-from tlkit.networks.forward import BATCH_SIZES, logits_of, over_images
+from tlkit.networks.forward import BATCH_SIZES, logits_of
+from tlkit.networks.frozen_pass import FrozenPass, How
 from tlkit.networks.stages import stages
 from tlkit.training.phases import Phase, Strategy
 from tlkit.training.strategies import BACKWARD, Situation, longest
@@ -77,9 +78,8 @@ def _estimate(options: Options, samples: Samples, loaded: Loaded, situation: Sit
     dataset = ViewDataset(samples.root, [samples.paths[row] for row in few], loaded.preprocessing, center)
     costs = stage_costs(loaded.network, noise(loaded.network, loaded.preprocessing))
     started = time.monotonic()
-    size = options.compute.batch_size
-    passed = over_images(loaded.network, dataset, logits_of, accelerator=accelerator, batch_size=size, workers=0)
-    for _ in passed:
+    how = How(accelerator, options.compute.batch_size, workers=0, compile="never")
+    for _ in FrozenPass(loaded.network, dataset, logits_of, how):
         pass
     one = (time.monotonic() - started) / len(few)
     passes = float(len(samples))

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from tlkit import compute, config, run_folder
+from tlkit import config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
+from tlkit.commands.passing import how
 from tlkit.data.folders import find_images
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files
 from tlkit.errors import TlkitError
@@ -21,6 +22,7 @@ from tlkit.evaluation.predict import predict_batches
 from tlkit.evaluation.views import VIEWS
 from tlkit.networks import imagenet
 from tlkit.networks.build import Loaded, build
+from tlkit.networks.frozen_pass import How
 
 SHOWN = 20
 
@@ -31,6 +33,7 @@ def predict(
     views: config.Views,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    passing: config.Passing,
     output: config.Output,
     console: Console,
 ) -> dict[str, Any]:
@@ -47,7 +50,7 @@ def predict(
     if output.plan:
         console.line(f"{len(paths)} images, {loaded.name}, weights: {loaded.weights}, views: {views.tta}")
         return {"model": loaded.name, "weights": loaded.weights, "tta": views.tta, "plan": {"images": len(paths)}}
-    rows, bad = _label(loaded, paths, images.top_k, views, compute, console)
+    rows, bad = _label(loaded, paths, images.top_k, views, how(compute, console, passing))
     refuse_bad_files(bad, len(paths), images.paths[0] if len(images.paths) == 1 else Path(), images.on_error)
     report_skipped(console, bad)
     if output.out is not None:
@@ -63,7 +66,7 @@ def predict(
 
 
 def _label(
-    loaded: Loaded, paths: list[Path], top_k: int, views: config.Views, computing: config.Compute, console: Console
+    loaded: Loaded, paths: list[Path], top_k: int, views: config.Views, how: How
 ) -> tuple[list[dict[str, Any]], list[BadFile]]:
     if loaded.classes is None:
         raise TlkitError(
@@ -73,14 +76,7 @@ def _label(
     dataset = ViewDataset(Path(), [str(path) for path in paths], loaded.preprocessing, VIEWS[views.tta])
     rows: list[dict[str, Any]] = []
     bad: list[BadFile] = []
-    for part in predict_batches(
-        loaded.network,
-        dataset,
-        accelerator=compute.accelerator(computing),
-        batch_size=computing.batch_size,
-        workers=computing.workers,
-        progress=console.progress,
-    ):
+    for part in predict_batches(loaded.network, dataset, how):
         bad += part.bad
         for row, probabilities in zip(part.rows, part.probabilities, strict=True):
             best = np.argsort(-probabilities, kind="stable")[:top_k]

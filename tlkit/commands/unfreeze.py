@@ -19,12 +19,13 @@ def unfreeze(
     augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    passing: config.Passing,
     output: config.Output,
     resume: config.Resume,
     console: Console,
 ) -> dict[str, Any]:
     """Unfreeze a network stage by stage; see ``tlkit unfreeze --help``."""
-    groups = (data, start, network, unfreezing, training, augmentation, preprocess, compute)
+    groups = (data, start, network, unfreezing, training, augmentation, preprocess, compute, passing)
     return learn(options, groups, output, resume, console)
 
 
@@ -37,6 +38,7 @@ def options(
     augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    passing: config.Passing,
 ) -> Options:
     """What is to be done: ``finetune --strategy gradual``."""
     model, weights = network.model, network.weights
@@ -49,7 +51,7 @@ def options(
         model = str(start.from_)
     return Options(
         command="unfreeze",
-        groups=(data, start, network, unfreezing, training, augmentation, preprocess, compute),
+        groups=(data, start, network, unfreezing, training, augmentation, preprocess, compute, passing),
         strategy="gradual",
         model=model,
         weights=weights,
@@ -60,4 +62,5 @@ def options(
         augmentation=augmentation,
         preprocess=preprocess,
         compute=compute,
+        passing=passing,
     )

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tlkit import __version__, compute, config, run_folder
+from tlkit import __version__, config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
+from tlkit.commands.passing import how
 from tlkit.data.folders import find_images
 from tlkit.data.loading import ViewDataset, refuse_bad_files
 from tlkit.data.transforms import center
@@ -61,14 +62,7 @@ def _update(
 ) -> dict[str, Any]:
     order = np.random.default_rng(computing.seed).permutation(len(paths))  # folders hold one class each
     dataset = ViewDataset(Path(), [str(paths[place]) for place in order], loaded.preprocessing, center)
-    found = estimate_statistics(
-        loaded.network,
-        dataset,
-        accelerator=compute.accelerator(computing),
-        batch_size=computing.batch_size,
-        workers=computing.workers,
-        progress=console.progress,
-    )
+    found = estimate_statistics(loaded.network, dataset, how(computing, console))
     refuse_bad_files(found.bad, len(paths), Path(), on_error)
     report_skipped(console, found.bad)
     rows = [[name, f"{shift:.3f}"] for name, shift in found.shifts.items()]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
-from tlkit.data.loading import BadFile, Progress, ViewDataset, silent
-from tlkit.networks.forward import logits_of, over_images
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import nn
+from tlkit.data.loading import BadFile, Views
+from tlkit.networks.forward import logits_of
+from tlkit.networks.frozen_pass import FrozenPass, How
 
 
 @dataclass(frozen=True)
@@ -32,27 +29,9 @@ class Predictions:
     bad: list[BadFile]
 
 
-def predict_batches(
-    network: nn.Module,
-    dataset: ViewDataset,
-    *,
-    accelerator: Accelerator,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    progress: Progress = silent,
-) -> Iterator[Predictions]:
+def predict_batches(network: nn.Module, dataset: Views, how: How) -> Iterator[Predictions]:
     """Predictions batch by batch, so that memory does not grow with the number of images."""
-    passed = over_images(
-        network,
-        dataset,
-        logits_of,
-        accelerator=accelerator,
-        batch_size=batch_size,
-        workers=workers,
-        label="images",
-        progress=progress,
-    )
-    for rows, logits, bad in passed:
+    for rows, logits, bad in FrozenPass(network, dataset, logits_of, how):
         probabilities = logits.softmax(-1).mean(1) if len(rows) else torch.empty(0, 0)
         yield Predictions(rows.numpy(), probabilities.numpy(), [file for _, file in bad])
 

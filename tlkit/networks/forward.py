@@ -1,21 +1,14 @@
-"""A network in two parts, features and classifier, and the frozen pass over images that everything shares."""
+"""A network in two parts: features and classifier."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tlkit.data.loading import BadFile, Progress, ViewDataset, load, silent
-from tlkit.data.transforms import normalise
 from tlkit.errors import TlkitError
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 # Images in one forward pass. On a CPU activations of more than about 16 images fall out of the caches.
 BATCH_SIZES = {"cpu": 16, "cuda": 256, "mps": 64}
@@ -67,7 +60,7 @@ def set_classifier(network: nn.Module, weight: Tensor, bias: Tensor) -> None:
 
 
 def features_of(network: nn.Module, images: Tensor) -> Tensor:
-    """Pooled features (B, D) of normalised images (B, C, H, W).
+    """Pooled features (B, D) in float32 of normalised images (B, C, H, W).
 
     Raises:
         TlkitError: The network is more than a linear classifier of them.
@@ -76,7 +69,7 @@ def features_of(network: nn.Module, images: Tensor) -> Tensor:
         raise TlkitError(
             "cannot be cut in front of its classifier", where=_name(network), remedy="choose another network"
         )
-    return pooled_features(network, images)
+    return pooled_features(network, images).float()
 
 
 def logits_of(network: nn.Module, images: Tensor) -> Tensor:
@@ -133,52 +126,6 @@ def _splits_at_head(network: nn.Module, images: Tensor) -> bool:
 
 def _name(network: nn.Module) -> str:
     return (getattr(network, "pretrained_cfg", None) or {}).get("architecture", type(network).__name__)
-
-
-def over_images(
-    network: nn.Module,
-    dataset: ViewDataset,
-    compute: Callable[[nn.Module, Tensor], Tensor],
-    *,
-    accelerator: Accelerator,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    label: str = "images",
-    progress: Progress = silent,
-) -> Iterator[tuple[Tensor, Tensor, list[tuple[int, BadFile]]]]:
-    """Run ``compute(network, images)`` over all images, without gradients, in the order of the dataset.
-
-    Args:
-        network: Put into evaluation mode and onto the accelerator's device.
-        dataset: What to decode.
-        compute: Maps (B, C, S, S) to (B, ...).
-        accelerator: Device and precision.
-        batch_size: Images in one pass; by default what suits the device.
-        workers: Decoding processes; by default what suits the machine.
-        label: What the progress calls it.
-        progress: Told before the first and after each batch.
-
-    Yields:
-        Rows (B) of the dataset, results (B, V, ...) in float32 on the CPU for V views, and what could not be read.
-    """
-    device = accelerator.device
-    network = channels_last(network.eval().to(device))
-    size = batch_size or BATCH_SIZES[device.type]
-    batches = load(dataset, batch_size=size, workers=workers, pin_memory=device.type == "cuda")
-    done = 0
-    progress(label, done, len(dataset))
-    for batch in batches:
-        results = torch.empty(0)
-        if len(batch.rows):
-            count, views = batch.images.shape[:2]
-            with torch.inference_mode(), accelerator.autocast():
-                images = batch.images.to(device, non_blocking=True).flatten(0, 1)
-                images = normalise(images, dataset.preprocessing).contiguous(memory_format=torch.channels_last)
-                results = compute(network, images).float().cpu()
-            results = results.view(count, views, *results.shape[1:])
-        done += len(batch.rows) + len(batch.bad)
-        progress(label, done, len(dataset))
-        yield batch.rows, results, batch.bad
 
 
 def channels_last(network: nn.Module) -> nn.Module:

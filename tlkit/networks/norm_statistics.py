@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tlkit.data.loading import BadFile, Progress, ViewDataset, silent
+from tlkit.data.loading import BadFile, ViewDataset
 from tlkit.errors import TlkitError, first_line
-from tlkit.networks.forward import over_images
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from tlkit.networks.frozen_pass import FrozenPass, How
 
 BATCH_SIZE = 64
 """Each batch is normalised by its own statistics on its way: they should be near to those of all images."""
@@ -38,15 +35,7 @@ class Estimated:
     bad: list[BadFile]
 
 
-def estimate_statistics(
-    network: nn.Module,
-    dataset: ViewDataset,
-    *,
-    accelerator: Accelerator,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    progress: Progress = silent,
-) -> Estimated:
+def estimate_statistics(network: nn.Module, dataset: ViewDataset, how: How) -> Estimated:
     """Replace the running statistics of every batch norm by those of all images of a dataset.
 
     Each layer's input is gathered while batches are normalised by their own statistics; mean and (unbiased) variance
@@ -57,10 +46,7 @@ def estimate_statistics(
     Args:
         network: Changed in place; moved to the accelerator's device.
         dataset: Images, in a random order: a batch of one class alone would be normalised unlike any other.
-        accelerator: Device and precision.
-        batch_size: Images in one pass.
-        workers: Decoding processes; by default what suits the machine.
-        progress: Told before the first and after each batch.
+        how: Device, precision, processes; images in one pass are by default `BATCH_SIZE`.
 
     Raises:
         TlkitError: The network has no batch norm with running statistics, or a batch cannot be normalised.
@@ -68,7 +54,7 @@ def estimate_statistics(
     norms = {name: module for name, module in network.named_modules() if _has_statistics(module)}
     if not norms:
         raise TlkitError("the network has no batch norm", where="MODEL", remedy="there is nothing to estimate")
-    size = min(batch_size or BATCH_SIZE, max(len(dataset), 1))
+    size = min(how.batch_size or BATCH_SIZE, max(len(dataset), 1))
     while size > 2 and len(dataset) % size == 1:  # one image alone may have nothing to be normalised by
         size -= 1
     images, bad = 0, []
@@ -80,15 +66,7 @@ def estimate_statistics(
 
     with _gathering(norms) as gathered:
         try:
-            for rows, _, unread in over_images(
-                network,
-                dataset,
-                passed,
-                accelerator=accelerator,
-                batch_size=size,
-                workers=workers,
-                progress=progress,
-            ):
+            for rows, _, unread in FrozenPass(network, dataset, passed, replace(how, batch_size=size), plain=True):
                 images += len(rows)
                 bad += [file for _, file in unread]
         except ValueError as error:  # torch's, for a single number in each channel

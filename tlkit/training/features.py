@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
-from tlkit.data.loading import BadFile, Progress, ViewDataset, silent
-from tlkit.networks.forward import features_of, over_images
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from torch import nn
+from tlkit.data.loading import BadFile, Views
+from tlkit.networks.forward import features_of
+from tlkit.networks.frozen_pass import FrozenPass, How
 
 
 @dataclass(frozen=True)
@@ -31,32 +28,14 @@ class Features:
     bad: list[BadFile]
 
 
-def extract(
-    network: nn.Module,
-    dataset: ViewDataset,
-    *,
-    accelerator: Accelerator,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    progress: Progress = silent,
-) -> Features:
+def extract(network: nn.Module, dataset: Views, how: How) -> Features:
     """Pass all images through the network up to its classifier.
 
     Raises:
         TlkitError: The network cannot be cut in front of its classifier.
     """
     rows, values, bad = [], [], []
-    passed = over_images(
-        network,
-        dataset,
-        features_of,
-        accelerator=accelerator,
-        batch_size=batch_size,
-        workers=workers,
-        label="features",
-        progress=progress,
-    )
-    for in_batch, features, unreadable in passed:
+    for in_batch, features, unreadable in FrozenPass(network, dataset, features_of, how, label="features"):
         bad += [file for _, file in unreadable]
         if len(in_batch):
             rows.append(in_batch)

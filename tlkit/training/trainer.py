@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from tlkit.evaluation.predict import collect, predict_batches
 from tlkit.networks.build import Loaded
 from tlkit.networks.forward import channels_last, classify
 from tlkit.networks.freezing import freeze, trainable_parameters
+from tlkit.networks.frozen_pass import How
 from tlkit.networks.stages import stages
 from tlkit.training import rate_finder
 from tlkit.training.checkpoint import FILE, Checkpoint, Due, optimizer_state, restore_optimizer, write_checkpoint
@@ -40,10 +41,6 @@ from tlkit.training.probe import Head
 from tlkit.training.setup import Settings, anchors, make_batches, make_objective, schedule
 from tlkit.training.state import PhaseState, State
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
 REMEMBERED = "remembered "
 
 
@@ -55,14 +52,12 @@ class Trainer:
         samples: All images, with their splits; each can be read.
         choosing: Mask of the choosing part (N); empty where there is none.
         settings: What the options say.
-        accelerator: Device, precision, processes.
+        how: Device, precision, processes; who is told.
         run: The run's folder.
         checkpoint_every: How often the state is stored there: ``"200steps"``, or a duration.
         features: Of all samples, where they are there already.
         features_seconds: What they took.
         notes: What else the stored state is to hold, as JSON.
-        say: Told what a person should know.
-        progress: Told how far a piece of work is.
     """
 
     def __init__(
@@ -72,18 +67,17 @@ class Trainer:
         choosing: np.ndarray,
         settings: Settings,
         *,
-        accelerator: Accelerator,
+        how: How,
         run: Path,
         checkpoint_every: str = "5min",
         features: Features | None = None,
         features_seconds: float = 0.0,
         notes: dict[str, Any] | None = None,
-        say: Callable[[str], None] = print,
-        progress: Progress = silent,
     ) -> None:
         self.loaded, self.samples, self.choosing, self.settings = loaded, samples, choosing, settings
-        self.accelerator, self.run, self.say, self.progress = accelerator, run, say, progress
-        self.network = channels_last(loaded.network.to(accelerator.device))
+        self.how, self.accelerator, self.say, self.progress = how, how.accelerator, how.say, how.progress
+        self.run = run
+        self.network = channels_last(loaded.network.to(how.accelerator.device))
         self.features = features
         self.head: Head | None = None
         place = Place(parts=settings.training.accumulate)
@@ -185,14 +179,8 @@ class Trainer:
         return {"epochs": 1, "strength": head.strength, "chosen_on": head.chosen_on}
 
     def _extract(self) -> Features:
-        return extract(
-            self.network,
-            self.dataset(np.ones(len(self.samples), dtype=bool), self.settings.train_view),
-            accelerator=self.accelerator,
-            batch_size=self.settings.compute.batch_size,
-            workers=self.settings.compute.workers,
-            progress=self.progress,
-        )
+        everything = np.ones(len(self.samples), dtype=bool)
+        return extract(self.network, self.dataset(everything, self.settings.train_view), self.how)
 
     def _train(self, phase: Phase) -> dict[str, Any]:
         """Train by the loop."""
@@ -353,16 +341,7 @@ class Trainer:
 
     def predict(self, network: nn.Module, rows: np.ndarray, progress: Progress = silent) -> np.ndarray:
         """Class probabilities (M, K) of the images in a mask (N), from the view of evaluation."""
-        found = collect(
-            predict_batches(
-                network,
-                self.dataset(rows),
-                accelerator=self.accelerator,
-                batch_size=self.settings.compute.batch_size,
-                workers=self.settings.compute.workers,
-                progress=progress,
-            )
-        )
+        found = collect(predict_batches(network, self.dataset(rows), replace(self.how, progress=progress)))
         if found.bad:
             file = found.bad[0]
             remedy = "put it back, and go on with --resume"

@@ -1,0 +1,131 @@
+"""The pass of images through a network that does not learn, which everything shares: decode, compute, hand over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tlkit.data.loading import BadFile, Progress, Views, load, load_in_turns, silent
+from tlkit.data.transforms import normalise
+from tlkit.networks.forward import BATCH_SIZES, channels_last
+from tlkit.networks.quick import Compute, Form, quickest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class How:
+    """How images are passed through a network.
+
+    Args:
+        accelerator: Device and precision.
+        batch_size: Images in one pass; by default what suits the device.
+        workers: Decoding processes; by default what suits the machine.
+        compile: ``auto`` compiles the network where the number of images pays for it.
+        say: Told what a person should know.
+        progress: Told before the first and after each batch how many images are done.
+    """
+
+    accelerator: Accelerator
+    batch_size: int | None = None
+    workers: int | None = None
+    compile: Literal["auto", "always", "never"] = "auto"
+    say: Callable[[str], None] = print
+    progress: Progress = silent
+
+    @property
+    def size(self) -> int:
+        """Images in one pass."""
+        return self.batch_size or BATCH_SIZES[self.accelerator.device.type]
+
+
+class FrozenPass:
+    """All images of a dataset, through ``compute(network, images)``, without gradients, in the dataset's order.
+
+    Iterating yields rows (B) of the dataset, results of B rows and V views on the CPU (B, V, ...), as a tuple where
+    ``compute`` gives one, and what could not be read.
+
+    Args:
+        network: Put into evaluation mode and onto the accelerator's device.
+        dataset: What to decode.
+        compute: Maps a network and normalised images (B, C, S, S) to (B, ...), or to a tuple of such.
+        how: Device, precision, processes.
+        label: What the progress calls it.
+        plain: Keep to the network itself: ``compute`` looks inside.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dataset: Views,
+        compute: Compute,
+        how: How,
+        *,
+        label: str = "images",
+        plain: bool = False,
+    ) -> None:
+        self.network, self.dataset, self.compute, self.how, self.label = network, dataset, compute, how, label
+        self.form: Form | None = Form("plain", lambda images: compute(network, images)) if plain else None
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any, list[tuple[int, BadFile]]]]:
+        how, dataset, device = self.how, self.dataset, self.how.accelerator.device
+        self.network = channels_last(self.network.eval().to(device))
+        if device.type == "cpu" and how.workers is None:
+            batches = load_in_turns(dataset, batch_size=how.size)
+        else:
+            batches = load(dataset, batch_size=how.size, workers=how.workers, pin_memory=device.type == "cuda")
+        done = 0
+        how.progress(self.label, done, len(dataset))
+        for batch in batches:
+            results: Any = torch.empty(0)
+            if len(batch.rows):
+                count, views = batch.images.shape[:2]
+                images = batch.images.to(device, non_blocking=True).flatten(0, 1)
+                images = normalise(images, dataset.preprocessing).contiguous(memory_format=torch.channels_last)
+                results = _each(self._run(images, how.size * views), partial(_by_image, count=count))
+            done += len(batch.rows) + len(batch.bad)
+            how.progress(self.label, done, len(dataset))
+            yield batch.rows, results, batch.bad
+
+    def _run(self, images: Tensor, full: int) -> Any:
+        """Results on the CPU. All forms but the plain one are given full batches alone: compiled for that shape, and
+        so that what comes out of an image does not depend on how many are beside it."""
+        if self.form is None:
+            count = len(self.dataset) * (full // self.how.size)
+            first = _filled(images, full) if count >= full else images
+            self.form = quickest(
+                self.network,
+                self.compute,
+                first,
+                count=count,
+                autocast=self.how.accelerator.autocast,
+                compile=self.how.compile,
+                say=self.how.say,
+            )
+        count = len(images)
+        if self.form.name != "plain":
+            images = _filled(images, full)
+        with self.form.context(), self.how.accelerator.autocast():
+            return _each(self.form.run(images), lambda found: found[:count].cpu())
+
+
+def _filled(images: Tensor, count: int) -> Tensor:
+    """``count`` images: the last is repeated where there are fewer."""
+    if len(images) == count:
+        return images
+    more = images[-1:].expand(count - len(images), -1, -1, -1)
+    return torch.cat([images, more]).contiguous(memory_format=torch.channels_last)
+
+
+def _by_image(found: Tensor, count: int) -> Tensor:
+    return found.view(count, -1, *found.shape[1:])
+
+
+def _each(results: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    return tuple(map(change, results)) if isinstance(results, tuple) else change(results)
