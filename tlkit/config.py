@@ -96,12 +96,12 @@ def key(name: str) -> str:
 
 
 _NUMBER = r"[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?"
-_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = rf"({_NUMBER}) ?({'|'.join(_SECONDS)})"
 
 
 def seconds(duration: str) -> float:
-    """``"90s"``, ``"10min"`` or ``"1.5h"`` in seconds."""
+    """``"90s"``, ``"10min"``, ``"1.5h"`` or ``"30d"`` in seconds."""
     match = re.fullmatch(_DURATION, duration)
     assert match, duration  # options are checked before
     return float(match[1]) * _SECONDS[match[2]]
@@ -153,6 +153,19 @@ class NewImages(Checked):
     paths: Annotated[list[Path], Opt("Image files or folders (searched through).", positional=True)]
     top_k: Annotated[int, Opt("How many labels to list for each image.", min=1)] = 3
     on_error: Annotated[Literal["fail", "skip"], Opt("Unreadable images: stop and name each, or leave out.")] = "skip"
+
+
+@dataclass(frozen=True)
+class Features(Checked):
+    """Images, and what is wanted of them."""
+
+    data: Annotated[
+        Path | None, Opt("Labelled images, as for finetune, or a folder of images without labels.", positional=True)
+    ] = None
+    stage: Annotated[
+        str, Opt("pooled: what the classifier sees; or the map that a stage puts out.", metavar="pooled|STAGE")
+    ] = "pooled"
+    on_error: Annotated[Literal["fail", "skip"], Opt("Unreadable images: stop and name each, or leave out.")] = "fail"
 
 
 Norm = Literal["batch", "layer", "instance", "group", "none"]
@@ -465,6 +478,32 @@ class Resume(Checked):
         ),
     ] = "5min"
     keep_state: Annotated[bool, Opt("Keep that state when the run is finished.", stored=False)] = False
+
+
+@dataclass(frozen=True)
+class ResumeFile(Checked):
+    """Going on with a file that was begun."""
+
+    resume: Annotated[
+        Path | None,
+        Opt("Go on with this file where it was stopped, with its own options.", metavar="FILE", stored=False),
+    ] = None
+
+
+@dataclass(frozen=True)
+class CacheAction(Checked):
+    """What becomes of the cache."""
+
+    clear: Annotated[bool, Opt("Remove what no process is using.")] = False
+    older_than: Annotated[
+        str | None,
+        Opt(
+            "With --clear: only what was not used for so long.",
+            metavar="TEXT",
+            pattern=_DURATION,
+            example="a number with its unit, such as 30d, 12h or 90s",
+        ),
+    ] = None
 
 
 def effective_recipe(command: str, groups: Iterable[Checked]) -> dict[str, Any]:

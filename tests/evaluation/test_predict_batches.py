@@ -15,6 +15,7 @@ from tlkit.data.loading import ViewDataset
 from tlkit.data.transforms import center, center_and_mirror
 from tlkit.evaluation.predict import collect, predict_batches
 from tlkit.networks.forward import set_classifier
+from tlkit.networks.frozen_pass import How
 from tlkit.preprocessing import Preprocessing
 from tlkit.training.features import extract
 
@@ -35,9 +36,7 @@ def network(shapes: Path, paths: list[str]) -> Any:
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=6).eval()
     dataset = ViewDataset(shapes, paths, PREPROCESSING, center)
-    features = torch.from_numpy(
-        extract(network, dataset, accelerator=compute.accelerator(FP32), workers=0).values[:, 0]
-    )
+    features = torch.from_numpy(extract(network, dataset, How(compute.accelerator(FP32), workers=0)).values[:, 0])
     weight = torch.randn(6, features.shape[1]) / features.std(0).clamp(min=1e-3) / 8
     set_classifier(network, weight, -weight @ features.mean(0))
     return network
@@ -50,8 +49,8 @@ def test_views_are_averaged_as_probabilities(
 ) -> None:
     """Reference: the classifier's softmax on separately extracted features, then the mean over views in numpy."""
     dataset, accelerator = ViewDataset(shapes, paths, PREPROCESSING, view), compute.accelerator(FP32)
-    found = collect(predict_batches(network, dataset, accelerator=accelerator, batch_size=batch_size, workers=workers))
-    features = extract(network, dataset, accelerator=accelerator, workers=0).values.astype(np.float64)
+    found = collect(predict_batches(network, dataset, How(accelerator, batch_size, workers)))
+    features = extract(network, dataset, How(accelerator, workers=0)).values.astype(np.float64)
     logits = features @ network.fc.weight.detach().double().numpy().T + network.fc.bias.detach().double().numpy()
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     expected = (shifted / shifted.sum(-1, keepdims=True)).mean(1)
@@ -66,11 +65,11 @@ def test_views_are_averaged_as_probabilities(
 def test_rows_stay_with_their_images(network: Any, shapes: Path, paths: list[str], bad: set[int]) -> None:
     accelerator = compute.accelerator(FP32)
     whole = collect(
-        predict_batches(network, ViewDataset(shapes, paths, PREPROCESSING, center), accelerator=accelerator, workers=0)
+        predict_batches(network, ViewDataset(shapes, paths, PREPROCESSING, center), How(accelerator, workers=0))
     )
     named = [f"gone/{row}.png" if row in bad else path for row, path in enumerate(paths)]
     dataset = ViewDataset(shapes, named, PREPROCESSING, center)
-    found = collect(predict_batches(network, dataset, accelerator=accelerator, batch_size=2, workers=0))
+    found = collect(predict_batches(network, dataset, How(accelerator, batch_size=2, workers=0)))
     assert [file.path for file in found.bad] == [f"gone/{row}.png" for row in sorted(bad)]
     assert found.rows.tolist() == [row for row in range(12) if row not in bad]
     if found.rows.size:
@@ -82,7 +81,7 @@ def test_rows_stay_with_their_images(network: Any, shapes: Path, paths: list[str
 def test_batches_come_one_by_one(network: Any, shapes: Path, paths: list[str]) -> None:
     """So that a million images need no more memory than a batch."""
     dataset = ViewDataset(shapes, paths, PREPROCESSING, center)
-    parts = predict_batches(network, dataset, accelerator=compute.accelerator(FP32), batch_size=5, workers=0)
+    parts = predict_batches(network, dataset, How(compute.accelerator(FP32), batch_size=5, workers=0))
     assert iter(parts) is parts
     assert next(parts).rows.tolist() == [0, 1, 2, 3, 4]
     assert [part.rows.tolist() for part in parts] == [[5, 6, 7, 8, 9], [10, 11]]

@@ -18,6 +18,7 @@ from tlkit import compute, config
 from tlkit.data.loading import ViewDataset
 from tlkit.data.transforms import center, normalise
 from tlkit.errors import TlkitError
+from tlkit.networks.frozen_pass import How
 from tlkit.networks.norm_statistics import Estimated, _Gathered, estimate_statistics
 from tlkit.preprocessing import Preprocessing
 
@@ -44,7 +45,7 @@ def estimate(
 ) -> Estimated:
     dataset = ViewDataset(Path(), [str(path) for path in paths], PREPROCESSING, center)
     accelerator = compute.accelerator(config.Compute(device="cpu", precision=precision))
-    return estimate_statistics(network, dataset, accelerator=accelerator, batch_size=batch_size, workers=0)
+    return estimate_statistics(network, dataset, How(accelerator, batch_size, workers=0))
 
 
 def pixels(paths: list[Path]) -> torch.Tensor:

@@ -140,6 +140,25 @@ def predict(
 
 @app.command()
 @options_from_configs
+def extract_features(
+    features: config.Features,
+    network: config.Network,
+    views: config.Views,
+    preprocess: config.Preprocess,
+    compute: config.Compute,
+    passing: config.Passing,
+    output: config.Output,
+    resume: config.ResumeFile,
+) -> None:
+    """Write what a frozen network makes of images to a Parquet, npz or safetensors file (--out FILE).
+
+    Each image with its path, label and split. What was stopped is gone on with by the same command, or by --resume FILE.
+    """
+    _start("extract-features", locals())
+
+
+@app.command()
+@options_from_configs
 def update_bn(
     network: config.Trained,
     images: config.Unlabelled,
@@ -164,6 +183,13 @@ def count_params(
     tlkit count-params resnet50 'densenet*' RUN
     """
     _start("count-params", locals())
+
+
+@app.command()
+@options_from_configs
+def cache(action: config.CacheAction, output: config.Output) -> None:
+    """Show what runs keep of frozen layers' outputs, to be used again; clear it."""
+    _start("cache", locals())
 
 
 @app.command()

@@ -78,6 +78,20 @@ def read_samples(data: Path) -> Samples:
     return _read_folders(data) if _is_folder(data) else _read_manifest(data)
 
 
+def read_images(data: Path) -> Samples:
+    """Images whose labels are known, as `read_samples` finds them, or else those of a folder without class folders.
+
+    Raises:
+        TlkitError: Nothing is there, or it has no images.
+    """
+    if not _is_folder(data) or _list(data)[0]:
+        return read_samples(data)
+    found, ignored = find_images([data])
+    paths = [path.relative_to(data).as_posix() for path in found]
+    none = np.zeros(len(paths), dtype=np.int64)
+    return Samples(data, paths, none, np.array([""] * len(paths), dtype="<U5"), ("",), ignored=ignored)
+
+
 def _read_folders(data: Path) -> Samples:
     folders, files = _list(data)
     splits = [name for name in folders if name.lower() in SPLIT_FOLDERS and _list(data / name)[0]]

@@ -58,6 +58,7 @@ class FrozenPass:
         how: Device, precision, processes.
         label: What the progress calls it.
         plain: Keep to the network itself: ``compute`` looks inside.
+        whole: Images of the whole work where ``dataset`` is what is left of it: the form is chosen for these.
     """
 
     def __init__(
@@ -69,9 +70,16 @@ class FrozenPass:
         *,
         label: str = "images",
         plain: bool = False,
+        whole: int | None = None,
     ) -> None:
         self.network, self.dataset, self.compute, self.how, self.label = network, dataset, compute, how, label
+        self.whole = len(dataset) if whole is None else whole
         self.form: Form | None = Form("plain", lambda images: compute(network, images)) if plain else None
+
+    @property
+    def compile_seconds(self) -> float:
+        """What compiling took."""
+        return self.form.seconds if self.form is not None else 0.0
 
     def __iter__(self) -> Iterator[tuple[Tensor, Any, list[tuple[int, BadFile]]]]:
         how, dataset, device = self.how, self.dataset, self.how.accelerator.device
@@ -97,7 +105,7 @@ class FrozenPass:
         """Results on the CPU. All forms but the plain one are given full batches alone: compiled for that shape, and
         so that what comes out of an image does not depend on how many are beside it."""
         if self.form is None:
-            count = len(self.dataset) * (full // self.how.size)
+            count = self.whole * (full // self.how.size)
             first = _filled(images, full) if count >= full else images
             self.form = quickest(
                 self.network,

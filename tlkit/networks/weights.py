@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import pickle
 import re
 import socket
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -259,3 +260,13 @@ def plain_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(kept.data_ptr())
         plain[name] = kept
     return plain
+
+
+def fingerprint(network: nn.Module, names: Collection[str] | None = None) -> str:
+    """32 hex digits that change with any weight or buffer, or with those of ``names`` alone."""
+    found = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        if names is None or name in names:
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:32]
