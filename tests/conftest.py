@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+_CACHE = tempfile.TemporaryDirectory(prefix="tlkit-cache-")
+
 # One thread for each process: all problems here are small, and threads that wait for each other on a busy machine take
 # ten times as long. Set before torch is imported, and passed on to the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What runs keep of frozen stages is of one process of tests alone, and gone with it.
+os.environ["TLKIT_CACHE"] = _CACHE.name
 
 # A shell's background job ignores Ctrl-C, and so would the processes that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

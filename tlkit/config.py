@@ -100,6 +100,16 @@ _SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = rf"({_NUMBER}) ?({'|'.join(_SECONDS)})"
 
 
+_SIZES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def size(text: str) -> int:
+    """``"500MB"`` or ``"10GB"`` in bytes."""
+    match = re.fullmatch(rf"({_NUMBER}) ?({'|'.join(_SIZES)})", text)
+    assert match, text  # options are checked before
+    return int(float(match[1]) * _SIZES[match[2]])
+
+
 def seconds(duration: str) -> float:
     """``"90s"``, ``"10min"``, ``"1.5h"`` or ``"30d"`` in seconds."""
     match = re.fullmatch(_DURATION, duration)
@@ -448,6 +458,29 @@ class Passing(Checked):
         Literal["auto", "always", "never"],
         Opt("Compile the frozen network (15 to 40 s); auto: where the number of images pays for it."),
     ] = "auto"
+
+
+@dataclass(frozen=True)
+class Caching(Checked):
+    """What is kept of frozen stages, so that they run once and not in every epoch."""
+
+    cached_views: Annotated[
+        int,
+        Opt(
+            "Varied views of each training image that the outputs of frozen stages are kept for; epochs take turns with"
+            " them. More are more varied and take longer to make. 0: frozen stages run in every epoch.",
+            min=0,
+        ),
+    ] = 4
+    cache_budget: Annotated[
+        str,
+        Opt(
+            "Disk that all runs together may use for it: 500MB, 10GB ...",
+            metavar="TEXT",
+            pattern=rf"{_NUMBER} ?({'|'.join(_SIZES)})",
+            example="a number with its unit, such as 500MB or 10GB",
+        ),
+    ] = "10GB"
 
 
 @dataclass(frozen=True)

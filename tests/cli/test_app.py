@@ -222,6 +222,31 @@ def test_a_stopped_command_saves_and_says_so(number: signal.Signals, code: int) 
     assert json.loads(stdout)["exit_code"] == code
 
 
+BOTH = """
+import os, signal, sys
+from types import SimpleNamespace
+from tlkit.cli import app
+
+def demo(**_):
+    signal.signal(signal.SIGCHLD, lambda *_: None)  # as torch does where decoding processes run
+    both = {signal.SIGTERM, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, both)
+    for number in both:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+
+app._import_command = lambda _: SimpleNamespace(demo=demo)
+sys.exit(app.run(["demo"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are of Unix")
+def test_a_decoding_process_that_ends_at_the_same_moment_adds_nothing_to_what_is_said() -> None:
+    done = subprocess.run([sys.executable, "-c", BOTH], capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert done.stderr.splitlines() == ["tlkit: error: terminated"]
+
+
 TALKER = """
 import sys
 from types import SimpleNamespace

@@ -57,6 +57,7 @@ def finetune(
     preprocess: config.Preprocess,
     compute: config.Compute,
     passing: config.Passing,
+    caching: config.Caching,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -79,6 +80,7 @@ def unfreeze(
     preprocess: config.Preprocess,
     compute: config.Compute,
     passing: config.Passing,
+    caching: config.Caching,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -152,7 +154,7 @@ def extract_features(
 ) -> None:
     """Write what a frozen network makes of images to a Parquet, npz or safetensors file (--out FILE).
 
-    Each image with its path, label and split. What was stopped is gone on with by the same command, or by --resume FILE.
+    Each image with its path, label and split. The same command, or --resume FILE, goes on with what was stopped.
     """
     _start("extract-features", locals())
 

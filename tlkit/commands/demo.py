@@ -40,6 +40,7 @@ def demo(compute: config.Compute, output: config.Output, console: Console) -> di
         config.Preprocess(),
         compute,
         config.Passing(),
+        config.Caching(),
         config.Output(out=folder / "run", json=output.json, quiet=output.quiet),
         config.Resume(),
         console,

@@ -162,9 +162,9 @@ def _extract(
         except CannotSplit as error:
             raise TlkitError(str(error), where=identity["stage"], remedy="choose another --stage") from error
         seconds = time.monotonic() - began - passed.compile_seconds
-        unread = [unfinished.bad[row] for row in unfinished.missing(len(samples)).tolist()]
-        refuse_bad_files(unread, len(samples), samples.root, on_error)
-        report_skipped(console, unread)
+        left_out = [unfinished.bad[row] for row in unfinished.missing(len(samples)).tolist()]
+        refuse_bad_files(left_out, len(samples), samples.root, on_error)
+        report_skipped(console, left_out)
         names = [samples.classes[label] for label in samples.labels]
         unfinished.write(out, Columns(samples.paths, names, samples.splits.tolist()))
     shape, images = unfinished.shape, len(unfinished.rows)
@@ -184,5 +184,5 @@ def _extract(
         "out": str(out),
         "images_per_second": round(rate, 2),
         "compile_seconds": round(passed.compile_seconds, 3),
-        "skipped_files": skipped(unread),
+        "skipped_files": skipped(left_out),
     }

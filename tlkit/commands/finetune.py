@@ -19,12 +19,13 @@ def finetune(
     preprocess: config.Preprocess,
     compute: config.Compute,
     passing: config.Passing,
+    caching: config.Caching,
     output: config.Output,
     resume: config.Resume,
     console: Console,
 ) -> dict[str, Any]:
     """Transfer a network to a labelled folder; see ``tlkit finetune --help``."""
-    groups = (data, network, transfer, training, unfreezing, augmentation, preprocess, compute, passing)
+    groups = (data, network, transfer, training, unfreezing, augmentation, preprocess, compute, passing, caching)
     return learn(options, groups, output, resume, console)
 
 
@@ -38,11 +39,12 @@ def options(
     preprocess: config.Preprocess,
     compute: config.Compute,
     passing: config.Passing,
+    caching: config.Caching,
 ) -> Options:
     """What is to be done."""
     return Options(
         command="finetune",
-        groups=(data, network, transfer, training, unfreezing, augmentation, preprocess, compute, passing),
+        groups=(data, network, transfer, training, unfreezing, augmentation, preprocess, compute, passing, caching),
         strategy=transfer.strategy,
         model=network.model,
         weights=network.weights,
@@ -55,4 +57,5 @@ def options(
         preprocess=preprocess,
         compute=compute,
         passing=passing,
+        caching=caching,
     )

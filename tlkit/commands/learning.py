@@ -71,6 +71,7 @@ class Options:
     preprocess: config.Preprocess
     compute: config.Compute
     passing: config.Passing = field(default_factory=config.Passing)
+    caching: config.Caching = field(default_factory=config.Caching)
     unfreezing: config.Unfreezing = field(default_factory=config.Unfreezing)
     stem: str = "standard"
     norm: str | None = None
@@ -259,7 +260,8 @@ def _train(
     situation = _situation(options, samples, choosing, chosen_on, loaded)
     with trainer.saved_when_stopped():
         plan = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
-        decision = trainer.carry_out(plan)
+        again = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
+        decision = trainer.carry_out(plan, strategies.certain(options.strategy, again))
         probabilities = trainer.predict_all()
         return write_results(options, trainer, decision, probabilities, chosen_on, left_out, console, started)
 
@@ -297,6 +299,7 @@ def _settings(options: Options, samples: Samples) -> Settings:
         training=replace(options.training, bn=norms),
         augmentation=replace(options.augmentation, augment=options.augmentation.augment or options.preset),
         compute=options.compute,
+        caching=options.caching,
         batch_size=options.compute.batch_size or default_batch_size(images, options.strategy),
         patience=strategies.patience(options.strategy, options.training),
         head=HeadOptions(

@@ -20,12 +20,13 @@ def unfreeze(
     preprocess: config.Preprocess,
     compute: config.Compute,
     passing: config.Passing,
+    caching: config.Caching,
     output: config.Output,
     resume: config.Resume,
     console: Console,
 ) -> dict[str, Any]:
     """Unfreeze a network stage by stage; see ``tlkit unfreeze --help``."""
-    groups = (data, start, network, unfreezing, training, augmentation, preprocess, compute, passing)
+    groups = (data, start, network, unfreezing, training, augmentation, preprocess, compute, passing, caching)
     return learn(options, groups, output, resume, console)
 
 
@@ -39,6 +40,7 @@ def options(
     preprocess: config.Preprocess,
     compute: config.Compute,
     passing: config.Passing,
+    caching: config.Caching,
 ) -> Options:
     """What is to be done: ``finetune --strategy gradual``."""
     model, weights = network.model, network.weights
@@ -51,7 +53,7 @@ def options(
         model = str(start.from_)
     return Options(
         command="unfreeze",
-        groups=(data, start, network, unfreezing, training, augmentation, preprocess, compute, passing),
+        groups=(data, start, network, unfreezing, training, augmentation, preprocess, compute, passing, caching),
         strategy="gradual",
         model=model,
         weights=weights,
@@ -63,4 +65,5 @@ def options(
         preprocess=preprocess,
         compute=compute,
         passing=passing,
+        caching=caching,
     )

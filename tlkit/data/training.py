@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,12 +40,56 @@ class TrainingDataset(Dataset):
             image = decode(self.root / self.paths[row], min_side=self.least_side)
         except UnreadableImage as error:
             return BadFile(self.paths[row], str(error)), int(self.labels[row])
-        kept = torch.get_rng_state()
-        torch.default_generator.manual_seed(seed_of(self.seed, epoch, row))
-        try:
+        with _drawn_by(seed_of(self.seed, epoch, row)):
             return augment(image, self.preprocessing, self.preset), int(self.labels[row])
+
+
+class VariedViews(Dataset):
+    """Several varied views of each image, each drawn by a seed of its own."""
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        preprocessing: Preprocessing,
+        preset: str,
+        draws: Sequence[Sequence[int]],
+    ) -> None:
+        self.root, self.paths, self.preprocessing, self.preset, self.draws = root, paths, preprocessing, preset, draws
+        self.least_side = least_side_for(preset, preprocessing)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[int, Tensor | BadFile]:
+        """The row itself and its views, 8-bit (V, C, S, S)."""
+        try:
+            image = decode(self.root / self.paths[row], min_side=self.least_side)
+        except UnreadableImage as error:
+            return row, BadFile(self.paths[row], str(error))
+        views = []
+        for draw in self.draws[row]:
+            with _drawn_by(draw):
+                views.append(augment(image, self.preprocessing, self.preset))
+        return row, torch.stack(views)
+
+
+_DRAWING = threading.Lock()
+
+
+@contextmanager
+def _drawn_by(seed: int) -> Iterator[None]:
+    """Within, torch's global generator, from which views are drawn, is seeded; afterwards it is as it was.
+
+    It is the training loop's where there are no decoding processes, and shared by all threads where there are some.
+    """
+    with _DRAWING:
+        kept = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
         finally:
-            torch.set_rng_state(kept)  # without workers the generator is the training loop's
+            torch.set_rng_state(kept)
 
 
 def seed_of(*numbers: int) -> int:

@@ -137,10 +137,10 @@ def stage_costs(network: nn.Module, image: Tensor) -> dict[str, float]:
     return {part.name: part.macs / (counted.whole.macs or 1) for part in counted.stages}
 
 
-def noise(network: nn.Module, preprocessing: Preprocessing) -> Tensor:
-    """One random input (1, C, S, S), where the network is."""
+def noise(network: nn.Module, preprocessing: Preprocessing, count: int = 1) -> Tensor:
+    """Random inputs (count, C, S, S), where the network is."""
     device = next(network.parameters()).device
-    shape = (1, len(preprocessing.mean), preprocessing.size, preprocessing.size)
+    shape = (count, len(preprocessing.mean), preprocessing.size, preprocessing.size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 

@@ -96,31 +96,34 @@ class FrozenPass:
                 count, views = batch.images.shape[:2]
                 images = batch.images.to(device, non_blocking=True).flatten(0, 1)
                 images = normalise(images, dataset.preprocessing).contiguous(memory_format=torch.channels_last)
-                results = _each(self._run(images, how.size * views), partial(_by_image, count=count))
+                results = _each(self._run(images, self.whole * views), partial(_by_image, count=count))
             done += len(batch.rows) + len(batch.bad)
             how.progress(self.label, done, len(dataset))
             yield batch.rows, results, batch.bad
 
-    def _run(self, images: Tensor, full: int) -> Any:
-        """Results on the CPU. All forms but the plain one are given full batches alone: compiled for that shape, and
-        so that what comes out of an image does not depend on how many are beside it."""
+    def _run(self, images: Tensor, count: int) -> Any:
+        """Results on the CPU, for ``count`` images in all.
+
+        All forms but the plain one are given full batches alone: compiled for that shape, and so that what comes out of
+        an image does not depend on how many are beside it.
+        """
+        size = self.how.size
         if self.form is None:
-            count = self.whole * (full // self.how.size)
-            first = _filled(images, full) if count >= full else images
             self.form = quickest(
                 self.network,
                 self.compute,
-                first,
+                _filled(images[:size], size) if count >= size else images,
                 count=count,
                 autocast=self.how.accelerator.autocast,
                 compile=self.how.compile,
                 say=self.how.say,
             )
-        count = len(images)
-        if self.form.name != "plain":
-            images = _filled(images, full)
-        with self.form.context(), self.how.accelerator.autocast():
-            return _each(self.form.run(images), lambda found: found[:count].cpu())
+        found = []
+        for part in images.split(size):
+            given = part if self.form.name == "plain" else _filled(part, size)
+            with self.form.context(), self.how.accelerator.autocast():
+                found.append(_each(self.form.run(given), partial(_first, count=len(part))))
+        return _joined(found)
 
 
 def _filled(images: Tensor, count: int) -> Tensor:
@@ -129,6 +132,16 @@ def _filled(images: Tensor, count: int) -> Tensor:
         return images
     more = images[-1:].expand(count - len(images), -1, -1, -1)
     return torch.cat([images, more]).contiguous(memory_format=torch.channels_last)
+
+
+def _first(found: Tensor, count: int) -> Tensor:
+    return found[:count].cpu()
+
+
+def _joined(found: list[Any]) -> Any:
+    if len(found) == 1:
+        return found[0]
+    return tuple(map(torch.cat, zip(*found, strict=True))) if isinstance(found[0], tuple) else torch.cat(found)
 
 
 def _by_image(found: Tensor, count: int) -> Tensor:

@@ -86,7 +86,7 @@ class Split:
         modules = {name: network.get_submodule(name) for name in replaced}
         try:
             for name, module in modules.items():
-                module.forward = replaced[name]  # type: ignore[method-assign]
+                module.forward = replaced[name]
             yield empty(lambda count: torch.empty(count, *self.shape, device=given.device))
         finally:
             for module in modules.values():

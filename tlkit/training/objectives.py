@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tlkit.networks.splitting import Split
 
 
 class Supervised(nn.Module):
@@ -16,6 +20,7 @@ class Supervised(nn.Module):
         anchor: Pulls what trains back to where it started, alpha / 2 * |w - w0|^2 (Li, Grandvalet and Davoine 2018,
             "Explicit inductive bias for transfer learning", equation 2: L2-SP).
         anchored: Start values w0 by parameter name; parameters without one are not pulled.
+        split: Where the network begins, which is then given outputs of its frozen stages (B, ...) in place of images.
     """
 
     couples_samples = False
@@ -29,8 +34,10 @@ class Supervised(nn.Module):
         class_weights: Tensor | None = None,
         anchor: float = 0.0,
         anchored: dict[str, Tensor] | None = None,
+        split: Split | None = None,
     ) -> None:
         super().__init__()
+        self.split = split
         self.network, self.label_smoothing, self.anchor = network, label_smoothing, anchor
         self.class_weights: Tensor | None
         self.register_buffer("class_weights", class_weights, persistent=False)
@@ -42,12 +49,12 @@ class Supervised(nn.Module):
         """Named losses, of which ``loss`` is minimised.
 
         Args:
-            images: (B, C, H, W).
+            images: (B, C, H, W), or what the frozen stages make of them.
             labels: Classes (B), or their probabilities (B, K).
         """
-        losses = F.cross_entropy(
-            self.network(images).float(), labels, reduction="none", label_smoothing=self.label_smoothing
-        )
+        with nullcontext(images) if self.split is None else self.split.spliced(self.network, images) as given:
+            logits = self.network(given).float()
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         if self.class_weights is not None:
             soft = labels.ndim == 2
             losses = losses * (labels @ self.class_weights if soft else self.class_weights[labels])

@@ -15,6 +15,7 @@ from tlkit.data.batches import BatchPlan
 from tlkit.data.folders import Samples
 from tlkit.data.training import Mixing, TrainingBatches, TrainingDataset
 from tlkit.data.transforms import View, center
+from tlkit.networks.splitting import Split
 from tlkit.networks.stages import stages
 from tlkit.preprocessing import Preprocessing
 from tlkit.training import schedules
@@ -33,6 +34,7 @@ class Settings:
         training: How the network learns; what becomes of batch norm is given.
         augmentation: How images are varied; the preset is given.
         compute: Workers and seed.
+        caching: What is kept of frozen stages.
         batch_size: Images in a step, over all processes.
         patience: Epochs without a lower loss on the choosing part after which a phase ends; 0 for never.
         head: How a head is fitted in closed form.
@@ -42,10 +44,16 @@ class Settings:
     training: config.Training
     augmentation: config.Augmentation
     compute: config.Compute
+    caching: config.Caching
     batch_size: int
     patience: int
     head: HeadOptions
     train_view: View = center
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images of a batch are mixed with each other."""
+        return self.augmentation.mixup > 0 or self.augmentation.cutmix > 0
 
 
 def anchors(network: nn.Module) -> dict[str, Tensor]:
@@ -55,7 +63,11 @@ def anchors(network: nn.Module) -> dict[str, Tensor]:
 
 
 def make_objective(
-    network: nn.Module, samples: Samples, settings: Settings, anchored: Mapping[str, Tensor]
+    network: nn.Module,
+    samples: Samples,
+    settings: Settings,
+    anchored: Mapping[str, Tensor],
+    split: Split | None = None,
 ) -> Supervised:
     """Cross-entropy on ``samples``, with the weights of classes and the pull that the options ask for."""
     weights = None
@@ -68,6 +80,19 @@ def make_objective(
         class_weights=weights,
         anchor=settings.training.anchor,
         anchored=dict(anchored),
+        split=split,
+    )
+
+
+def make_plan(samples: Samples, settings: Settings, accelerator: Accelerator, seed: int) -> BatchPlan:
+    """Which of ``samples`` each step sees."""
+    return BatchPlan(
+        samples.labels,
+        settings.batch_size,
+        seed,
+        balanced=settings.augmentation.balanced_sampling,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
     )
 
 
@@ -82,22 +107,13 @@ def make_batches(
     """Batches of varied images of ``samples``."""
     augmentation = settings.augmentation
     assert augmentation.augment is not None
-    plan = BatchPlan(
-        samples.labels,
-        settings.batch_size,
-        seed,
-        balanced=augmentation.balanced_sampling,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-    )
-    mixes = augmentation.mixup > 0 or augmentation.cutmix > 0
     return TrainingBatches(
         TrainingDataset(samples, preprocessing, augmentation.augment, seed),
-        plan,
+        make_plan(samples, settings, accelerator, seed),
         epochs=epochs,
         device=accelerator.device,
         workers=settings.compute.workers,
-        mixing=Mixing(augmentation.mixup, augmentation.cutmix, len(samples.classes)) if mixes else None,
+        mixing=Mixing(augmentation.mixup, augmentation.cutmix, len(samples.classes)) if settings.mixes else None,
     )
 
 

@@ -27,6 +27,8 @@ class PhaseState:
         losses: Of each image of the choosing part under the weights kept so far.
         top1: Accuracy on what it is watched on, likewise.
         ended: Why it ended before its time, in words, or empty.
+        kept: What it trains on in place of images (`tlkit.training.prefix.Form`), empty for images; None before that is
+            decided.
     """
 
     begun: bool = False
@@ -39,6 +41,7 @@ class PhaseState:
     losses: list[float] = field(default_factory=list)
     top1: float | None = None
     ended: str = ""
+    kept: dict[str, Any] | None = None
 
 
 @dataclass

@@ -114,6 +114,11 @@ def longest(strategy: Strategy) -> list[Phase]:
         return phases
 
 
+def certain(name: str, strategy: Strategy) -> list[Phase]:
+    """The phases trained by the loop that will come whatever the ones before turn out like."""
+    return [] if name == "auto" else [phase for phase in longest(strategy) if not phase.solves]
+
+
 def differential_rates(stages: Sequence[str], lr: float, layer_decay: float, whole: Sequence[str]) -> dict[str, float]:
     """The head at ``lr``; pretrained stages at a tenth of it, each a factor of ``layer_decay`` below the one above it.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -37,8 +37,9 @@ from tlkit.training.fit import Diverged, Place, fit, held_signals
 from tlkit.training.objectives import Supervised
 from tlkit.training.optimizers import create_optimizer, parameter_groups
 from tlkit.training.phases import Decision, Outcome, Phase, Strategy
+from tlkit.training.prefix import Form, Kept, KeptBatches, Prefix
 from tlkit.training.probe import Head
-from tlkit.training.setup import Settings, anchors, make_batches, make_objective, schedule
+from tlkit.training.setup import Settings, anchors, make_batches, make_objective, make_plan, schedule
 from tlkit.training.state import PhaseState, State
 
 REMEMBERED = "remembered "
@@ -89,6 +90,18 @@ class Trainer:
         self._stored: Checkpoint | None = None
         self._notes = notes or {}
         self.began = self.phase_began = time.monotonic()
+        augmentation = settings.augmentation
+        self._prefix = Prefix(
+            loaded,
+            samples,
+            settings.caching,
+            preset=augmentation.augment or "none",
+            mixes=settings.mixes,
+            seed=settings.compute.seed,
+            how=how,
+        )
+        self._kept: Kept | None = None
+        self._certain: list[Phase] = []
         self._due = Due(checkpoint_every, self.began)
         self._anchors = anchors(self.network) if settings.training.anchor else {}
 
@@ -99,8 +112,14 @@ class Trainer:
 
     # Phases
 
-    def carry_out(self, strategy: Strategy) -> Decision:
-        """Go through the phases, from where the stored state left them."""
+    def carry_out(self, strategy: Strategy, certain: Sequence[Phase] = ()) -> Decision:
+        """Go through the phases, from where the stored state left them.
+
+        Args:
+            strategy: Yields them.
+            certain: Those of the loop that will come, as far as that is known.
+        """
+        self._certain = list(certain)
         try:
             phase = next(strategy)
             for outcome in self.state.outcomes:
@@ -131,7 +150,11 @@ class Trainer:
                 present.begun = True
         frozen = [stage.name for stage in stages(self.network) if stage.name not in phase.stages]
         freeze(self.network, frozen, norms=self.settings.training.bn or "train")
-        found = self._solve(phase) if phase.solves else self._train(phase)
+        try:
+            found = self._solve(phase) if phase.solves else self._train(phase)
+            found["val_top1"] = self._val_top1(phase)
+        finally:
+            self._release()
         present = self.state.phase
         outcome = Outcome(found.pop("epochs"), self._phase_seconds(), tuple(present.losses), found.pop("stopped", ""))
         told = {
@@ -139,7 +162,6 @@ class Trainer:
             "epochs": outcome.epochs,
             "trainable_params": sum(tensor.numel() for _, tensor in trainable_parameters(self.network)),
             "seconds": round(outcome.seconds, 3),
-            "val_top1": self._val_top1(phase),
             "images": int(self._rows(phase).sum()),
             **({"stopped": outcome.stopped} if outcome.stopped else {}),
             **found,
@@ -186,6 +208,7 @@ class Trainer:
         """Train by the loop."""
         training, present = self.settings.training, self.state.phase
         number = len(self.state.outcomes) + 1
+        self._keep(phase)
         if training.lr == "auto" and self.state.found_rate is None:
             self.state.found_rate = self._search(phase)
         rates = {name: rate * (self.state.found_rate or 1.0) for name, rate in phase.rates.items()}
@@ -193,7 +216,7 @@ class Trainer:
         if training.ema:
             self.average = ModelEmaV3(self.network, decay=training.ema, use_warmup=True)
         self._restore_phase()
-        average, images, label = self.average, len(batches.dataset), f"phase {len(self.state.phases) + 1}"
+        average, images, label = self.average, len(batches.plan.labels), f"phase {len(self.state.phases) + 1}"
         limit = config.seconds(training.time_limit) if training.time_limit else math.inf
 
         def after_step() -> bool:
@@ -238,22 +261,47 @@ class Trainer:
         elif self.average is not None:
             self._restore(_copied(self.average.module))
         chosen = {} if present.best is None else {"best_epoch": present.best}
-        return {"epochs": present.place.epoch, **chosen, "rates": rates, "stopped": present.ended}
+        views = {"cached_views": self._kept.form.views} if self._kept is not None else {}
+        return {"epochs": present.place.epoch, **chosen, "rates": rates, "stopped": present.ended, **views}
 
     def _schedule(self, phase: Phase, steps: int) -> Callable[[int], float]:
         return schedule(self.settings.training, phase.epochs, steps, self.state.phase.watched)
 
     def _parts(
         self, phase: Phase, rates: Mapping[str, float], epochs: int, number: int
-    ) -> tuple[Supervised, torch.optim.Optimizer, TrainingBatches]:
+    ) -> tuple[Supervised, torch.optim.Optimizer, TrainingBatches | KeptBatches]:
         """Objective, optimiser and batches of a phase."""
         samples = self.samples.take(self._rows(phase))
-        objective = make_objective(self.network, samples, self.settings, self._anchors)
+        kept = self._kept
+        split = kept.split if kept is not None else None
+        objective = make_objective(self.network, samples, self.settings, self._anchors, split)
         groups = parameter_groups(self.network, rates, self.settings.training.weight_decay)
         optimizer = create_optimizer(self.settings.training.optimizer, groups, self.settings.training.momentum)
         seed = self.settings.compute.seed + 1000 * number
+        if kept is not None:
+            plan = make_plan(samples, self.settings, self.accelerator, seed)
+            return objective, optimizer, KeptBatches(kept, np.flatnonzero(self._rows(phase)), plan)
         batches = make_batches(samples, self.loaded.preprocessing, self.settings, self.accelerator, epochs, seed)
         return objective, optimizer, batches
+
+    def _keep(self, phase: Phase) -> None:
+        """Run what the phase leaves frozen, once; the form in which that was done is part of the state."""
+        present = self.state.phase
+        if present.kept == {}:
+            return
+        stored = Form(**present.kept) if present.kept is not None else None
+        val = (self.samples.splits == "val") & (phase.listed and not phase.trial)
+        while self._certain and self._certain[0].stages != phase.stages:
+            self._certain.pop(0)
+        watched = self._watched(phase)[1] | val
+        self._kept = self._prefix.run(phase, self._certain[1:], self._rows(phase), watched, stored)
+        with held_signals():
+            present.kept = self._kept.form.to_dict() if self._kept is not None else {}
+
+    def _release(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+        self._kept = None
 
     def _search(self, phase: Phase) -> float:
         """The learning-rate range test on a phase's images: a factor of its rates; the network is left as it was."""
@@ -341,6 +389,8 @@ class Trainer:
 
     def predict(self, network: nn.Module, rows: np.ndarray, progress: Progress = silent) -> np.ndarray:
         """Class probabilities (M, K) of the images in a mask (N), from the view of evaluation."""
+        if self._kept is not None and self._kept.knows(rows):
+            return self._kept.predict(network, rows)
         found = collect(predict_batches(network, self.dataset(rows), replace(self.how, progress=progress)))
         if found.bad:
             file = found.bad[0]
