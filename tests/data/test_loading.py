@@ -23,6 +23,7 @@ from tlkit.data.loading import (
     ViewDataset,
     default_workers,
     load,
+    load_in_turns,
     refuse_bad_files,
     unreadable_files,
 )
@@ -50,14 +51,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def batches(folder: Path, workers: int | None, batch_size: int = 4) -> list[Batch]:
+def batches(folder: Path, workers: int | str | None, batch_size: int = 4) -> list[Batch]:
     dataset = ViewDataset(folder, NAMES, PREPROCESSING, center_and_mirror)
+    if isinstance(workers, str):
+        return list(load_in_turns(dataset, batch_size=batch_size))
     return list(load(dataset, batch_size=batch_size, workers=workers))
 
 
-@pytest.mark.parametrize("workers", [None, 0, 1, 2])
+@pytest.mark.parametrize("workers", [None, 0, 1, 2, "in turns"])
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_batches_are_what_decoding_by_hand_gives(workers: int | None, batch_size: int, folder: Path) -> None:
+def test_batches_are_what_decoding_by_hand_gives(workers: int | str | None, batch_size: int, folder: Path) -> None:
     found = batches(folder, workers, batch_size)
     assert len(found) == -(-len(NAMES) // batch_size)
     rows = torch.cat([batch.rows for batch in found]).tolist()
@@ -129,6 +132,57 @@ def test_spawned_workers(folder: Path, tmp_path: Path) -> None:
         for batch in load(dataset, batch_size=4, workers=0)
     ]
     assert done.stdout.splitlines() == expected
+
+
+# Threads
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 16, 17, 40])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_in_turns_the_batches_are_the_same(count: int, batch_size: int, folder: Path) -> None:
+    """Also where images are fewer or more than threads decode at once."""
+    dataset = ViewDataset(folder, (NAMES * 5)[:count], PREPROCESSING, center)
+    expected = list(load(dataset, batch_size=batch_size, workers=0))
+    found = list(load_in_turns(dataset, batch_size=batch_size))
+    assert len(found) == len(expected) == -(-count // batch_size)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.images, other.images) and one.images.dtype == other.images.dtype
+        assert one.rows.tolist() == other.rows.tolist() and one.rows.dtype == other.rows.dtype
+        assert one.bad == other.bad
+
+
+class Counted:
+    """Whose rows are counted as they are decoded; one of them may fail."""
+
+    preprocessing = PREPROCESSING
+
+    def __init__(self, fails: int | None = None) -> None:
+        self.fails, self.decoded = fails, set[int]()
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, row: int) -> tuple[int, torch.Tensor | BadFile]:
+        self.decoded.add(row)
+        if row == self.fails:
+            raise ZeroDivisionError
+        return row, torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
+
+
+def test_threads_decode_a_few_batches_at_once_and_rest_in_between() -> None:
+    """So that memory does not grow with the number of images, and nothing is decoded while a network computes."""
+    dataset = Counted()
+    seen = [len(dataset.decoded) for _ in load_in_turns(dataset, batch_size=5)]
+    assert seen == [20] * 4 + [40] * 4 + [60] * 4 + [80] * 4 + [100] * 4
+
+
+@pytest.mark.parametrize(("row", "before"), [(0, 0), (19, 0), (20, 4), (99, 16)])
+def test_an_error_in_a_thread_is_raised(row: int, before: int) -> None:
+    found = 0
+    with pytest.raises(ZeroDivisionError):
+        for _ in load_in_turns(Counted(row), batch_size=5):
+            found += 1
+    assert found == before, "what was decoded before is handed over"
 
 
 # How many workers

@@ -143,6 +143,7 @@ def test_the_classifier_is_computed_in_float32_under_autocast(name: str) -> None
     with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
         features = pooled_features(network, images)
         logits = logits_of(network, images)
+        assert features_of(network, images).dtype == torch.float32, "what a head is fitted to"
     assert logits.dtype == torch.float32
     expected = features.double().numpy() @ weight.T.double().numpy() + 100
     np.testing.assert_allclose(logits.numpy(), expected, rtol=1e-5)

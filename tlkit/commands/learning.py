@@ -22,7 +22,7 @@ from tlkit.commands.results import write_results
 from tlkit.data.folders import SPLITS, Samples
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files, unreadable_files
 from tlkit.data.splits import choosing_part
-from tlkit.data.transforms import center, center_and_mirror, least_side
+from tlkit.data.transforms import least_side
 from tlkit.errors import TlkitError
 from tlkit.networks.build import Loaded, build, weight_bytes
 from tlkit.networks.complexity import noise, stage_costs
@@ -31,17 +31,17 @@ from tlkit.networks.names import known_name
 from tlkit.networks.stages import stages
 from tlkit.networks.variants import has_small_stem
 from tlkit.training import strategies
+from tlkit.training.cache import FeatureCache, default_folder
 from tlkit.training.checkpoint import Checkpoint, read_checkpoint
 from tlkit.training.closed_head import HeadOptions
 from tlkit.training.features import Features, extract
 from tlkit.training.optimizers import check_name
-from tlkit.training.setup import Settings
+from tlkit.training.setup import TRAIN_VIEWS, Settings
 from tlkit.training.strategies import Situation
 from tlkit.training.trainer import Trainer
 
 SMALL_INPUT = 64
 """Inputs up to this side, in pixels, get a stem that does not shrink them."""
-TRAIN_VIEWS = {"center": center, "flip": center_and_mirror}
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,10 @@ def _train(
 ) -> dict[str, Any]:
     console.say(f"{loaded.title}, weights: {loaded.weights}; {_counts(samples)}")
     passes = how(options.compute, console, options.passing)
+    cache = FeatureCache(default_folder(), config.size(options.caching.cache_budget))
     began = time.monotonic()
     if stored is None:
-        features, bad = _first_pass(options, samples, loaded, passes)
+        features, bad = _first_pass(options, samples, loaded, passes, cache)
         refuse_bad_files(bad, len(samples), samples.root, options.data.on_error)
         report_skipped(console, bad)
         left_out = skipped(bad)
@@ -247,6 +248,7 @@ def _train(
         choosing,
         _settings(options, samples),
         how=passes,
+        cache=cache,
         run=run,
         checkpoint_every=resume.checkpoint_every,
         features=features,
@@ -266,15 +268,17 @@ def _train(
         return write_results(options, trainer, decision, probabilities, chosen_on, left_out, console, started)
 
 
-def _first_pass(options: Options, samples: Samples, loaded: Loaded, how: How) -> tuple[Features | None, list[BadFile]]:
+def _first_pass(
+    options: Options, samples: Samples, loaded: Loaded, how: How, cache: FeatureCache
+) -> tuple[Features | None, list[BadFile]]:
     """Read every image once: through the network, where a head is to be fitted. Files that cannot be read are found."""
     if not strategies.uses_solver(options.strategy):
         side = least_side(loaded.preprocessing)
         return None, unreadable_files(samples.root, samples.paths, side, workers=how.workers, progress=how.progress)
     if not loaded.network.num_classes:  # some backbones (DINOv2, CLIP) come without a classifier
         loaded.network.reset_classifier(len(samples.classes))  # type: ignore[operator]
-    view = TRAIN_VIEWS[options.train_views]
-    features = extract(loaded.network, ViewDataset(samples.root, samples.paths, loaded.preprocessing, view), how)
+    dataset = ViewDataset(samples.root, samples.paths, loaded.preprocessing, TRAIN_VIEWS[options.train_views])
+    features = extract(loaded, dataset, how, cache, options.train_views)
     return features, features.bad
 
 
@@ -307,7 +311,7 @@ def _settings(options: Options, samples: Samples) -> Settings:
             balanced=options.augmentation.class_weights == "balanced",
             on_val=options.data.select_on == "val",
         ),
-        train_view=TRAIN_VIEWS[options.train_views],
+        train_views=options.train_views,
     )
 
 

@@ -71,19 +71,19 @@ def quickest(
         say: Told which form it is, and why another was given up.
     """
     plain = Form("plain", lambda batch: compute(network, batch))
-    compiles = compile == "always" or (compile == "auto" and pays(images.device, count))
-    if not compiles and count < FOLDED_FROM:
+    wants = compiles(images.device, compile, count)
+    if not wants and count < FOLDED_FROM:
         return plain
     wanted = _Wanted(network, compute, images[:TRIED_ON], autocast)
     form = _folded(network, compute, wanted, say) or plain
-    if not compiles:
+    if not wants:
         return form
     return _compiled(form, images, wanted, say) or form
 
 
-def pays(device: torch.device, count: int) -> bool:
-    """Whether compiling pays for so many images; measured on CPUs alone."""
-    return device.type == "cpu" and count >= COMPILED_FROM
+def compiles(device: torch.device, compile: str, count: int) -> bool:
+    """Whether the network is to be compiled for so many images; that it pays was measured on CPUs alone."""
+    return compile == "always" or (compile == "auto" and device.type == "cpu" and count >= COMPILED_FROM)
 
 
 class _Wanted:

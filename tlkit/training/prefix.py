@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlkit import __version__, config
+from tlkit import config
 from tlkit.data.batches import BatchPlan
 from tlkit.data.folders import Samples
 from tlkit.data.loading import ViewDataset
@@ -25,8 +25,8 @@ from tlkit.networks.frozen_pass import FrozenPass, How
 from tlkit.networks.quick import FOLDED_FROM
 from tlkit.networks.splitting import CannotSplit, Split, outputs_at, split_at
 from tlkit.networks.stages import Stage, stages
-from tlkit.networks.weights import fingerprint
-from tlkit.training.cache import Entry, FeatureCache, NoRoom, default_folder, digests
+from tlkit.training.cache import Entry, FeatureCache, NoRoom, digests
+from tlkit.training.features import key_of
 from tlkit.training.phases import Phase
 
 LARGEST = 6e4  # what is kept in float16 must be below 65504
@@ -165,7 +165,8 @@ class Prefix:
     Args:
         loaded: The network, on its device.
         samples: All images (N).
-        caching: How many views, and within which budget.
+        caching: How many views.
+        cache: Where outputs are kept.
         preset: How training images are varied.
         mixes: Whether images of a batch are mixed with each other, which must happen before the first layer.
         seed: Of the views.
@@ -177,6 +178,7 @@ class Prefix:
         loaded: Loaded,
         samples: Samples,
         caching: config.Caching,
+        cache: FeatureCache,
         *,
         preset: str,
         mixes: bool,
@@ -186,7 +188,7 @@ class Prefix:
         self.loaded, self.network, self.samples, self.caching = loaded, loaded.network, samples, caching
         self.preset, self.mixes, self.seed = preset, mixes, seed
         self.how = replace(how, compile="never")
-        self.cache = FeatureCache(default_folder(), config.size(caching.cache_budget))
+        self.cache = cache
         self._files: list[str] | None = None
 
     def run(
@@ -233,14 +235,14 @@ class Prefix:
                 refused = refused or error
                 continue
             if count < views and stored is None:
-                self.how.say(f"{count} views of each image are kept instead of {views}: {_why(refused)}")
+                self.how.say(f"{count} views of each image are kept instead of {views}: {refused}")
             return kept
         assert refused is not None
         if stored is not None:
             remedy = "make room (tlkit cache --clear, or free some disk)"
-            what = f"what the frozen stages put out cannot be kept any more: {_why(refused)}"
+            what = f"what the frozen stages put out cannot be kept any more: {refused}"
             raise TlkitError(what, where=self.cache.folder, remedy=remedy)
-        self.how.say(f"frozen stages run in every epoch, not once: {_why(refused)}")
+        self.how.say(f"frozen stages run in every epoch, not once: {refused}")
         return None
 
     def _last_frozen(self, phase: Phase) -> Stage | None:
@@ -353,21 +355,9 @@ class Prefix:
 
     def _key(self, output: _Map, view: str) -> Mapping[str, Any]:
         """Everything that a kept output depends on, but for the image's content."""
-        accelerator = self.how.accelerator
-        return {
-            "model": self.loaded.title,
-            "what": f"output of {output.stage.name}",
-            "view": view if view == CENTER else f"{self.preset}, seed {self.seed}, number {view}",
-            "weights": fingerprint(self.network, self._below(output.stage)),
-            "preprocessing": self.loaded.preprocessing.to_dict(),
-            "precision": accelerator.mixed_precision,
-            "device": accelerator.device.type,
-            "shape": output.shape,
-            "dtype": str(output.kept),
-            "batch": self.how.size,
-            "tlkit": __version__,
-            "torch": torch.__version__,
-        }
+        what, seen = f"output of {output.stage.name}", f"{self.preset}, seed {self.seed}, number {view}"
+        key = key_of(self.loaded, self.how, what, view if view == CENTER else seen, self._below(output.stage))
+        return key | {"shape": output.shape, "dtype": str(output.kept)}
 
     def _below(self, last: Stage) -> Collection[str]:
         """Names of the tensors of all stages up to one."""
@@ -381,7 +371,3 @@ class Prefix:
             if stage.name == last.name:
                 break
         return names
-
-
-def _why(refused: NoRoom) -> str:
-    return str(refused)

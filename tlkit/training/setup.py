@@ -14,7 +14,7 @@ from tlkit import config
 from tlkit.data.batches import BatchPlan
 from tlkit.data.folders import Samples
 from tlkit.data.training import Mixing, TrainingBatches, TrainingDataset
-from tlkit.data.transforms import View, center
+from tlkit.data.transforms import View, center, center_and_mirror
 from tlkit.networks.splitting import Split
 from tlkit.networks.stages import stages
 from tlkit.preprocessing import Preprocessing
@@ -24,6 +24,9 @@ from tlkit.training.objectives import Supervised
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+TRAIN_VIEWS: dict[str, View] = {"center": center, "flip": center_and_mirror}
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Settings:
         batch_size: Images in a step, over all processes.
         patience: Epochs without a lower loss on the choosing part after which a phase ends; 0 for never.
         head: How a head is fitted in closed form.
-        train_view: Views of an image that it is fitted on.
+        train_views: Views of an image that it is fitted on, by name.
     """
 
     training: config.Training
@@ -48,7 +51,7 @@ class Settings:
     batch_size: int
     patience: int
     head: HeadOptions
-    train_view: View = center
+    train_views: str = "center"
 
     @property
     def mixes(self) -> bool:

@@ -30,6 +30,7 @@ from tlkit.networks.freezing import freeze, trainable_parameters
 from tlkit.networks.frozen_pass import How
 from tlkit.networks.stages import stages
 from tlkit.training import rate_finder
+from tlkit.training.cache import FeatureCache
 from tlkit.training.checkpoint import FILE, Checkpoint, Due, optimizer_state, restore_optimizer, write_checkpoint
 from tlkit.training.closed_head import fit_closed, fold
 from tlkit.training.features import Features, extract
@@ -39,7 +40,7 @@ from tlkit.training.optimizers import create_optimizer, parameter_groups
 from tlkit.training.phases import Decision, Outcome, Phase, Strategy
 from tlkit.training.prefix import Form, Kept, KeptBatches, Prefix
 from tlkit.training.probe import Head
-from tlkit.training.setup import Settings, anchors, make_batches, make_objective, make_plan, schedule
+from tlkit.training.setup import TRAIN_VIEWS, Settings, anchors, make_batches, make_objective, make_plan, schedule
 from tlkit.training.state import PhaseState, State
 
 REMEMBERED = "remembered "
@@ -54,6 +55,7 @@ class Trainer:
         choosing: Mask of the choosing part (N); empty where there is none.
         settings: What the options say.
         how: Device, precision, processes; who is told.
+        cache: Where what frozen layers put out is kept.
         run: The run's folder.
         checkpoint_every: How often the state is stored there: ``"200steps"``, or a duration.
         features: Of all samples, where they are there already.
@@ -69,6 +71,7 @@ class Trainer:
         settings: Settings,
         *,
         how: How,
+        cache: FeatureCache,
         run: Path,
         checkpoint_every: str = "5min",
         features: Features | None = None,
@@ -77,7 +80,7 @@ class Trainer:
     ) -> None:
         self.loaded, self.samples, self.choosing, self.settings = loaded, samples, choosing, settings
         self.how, self.accelerator, self.say, self.progress = how, how.accelerator, how.say, how.progress
-        self.run = run
+        self.run, self.cache = run, cache
         self.network = channels_last(loaded.network.to(how.accelerator.device))
         self.features = features
         self.head: Head | None = None
@@ -95,6 +98,7 @@ class Trainer:
             loaded,
             samples,
             settings.caching,
+            cache,
             preset=augmentation.augment or "none",
             mixes=settings.mixes,
             seed=settings.compute.seed,
@@ -201,8 +205,8 @@ class Trainer:
         return {"epochs": 1, "strength": head.strength, "chosen_on": head.chosen_on}
 
     def _extract(self) -> Features:
-        everything = np.ones(len(self.samples), dtype=bool)
-        return extract(self.network, self.dataset(everything, self.settings.train_view), self.how)
+        dataset = self.dataset(np.ones(len(self.samples), dtype=bool), TRAIN_VIEWS[self.settings.train_views])
+        return extract(self.loaded, dataset, self.how, self.cache, self.settings.train_views)
 
     def _train(self, phase: Phase) -> dict[str, Any]:
         """Train by the loop."""

@@ -1,0 +1,62 @@
+"""Show and clear what runs keep of frozen layers' outputs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tlkit import config
+from tlkit.commands.console import Console
+from tlkit.errors import TlkitError
+from tlkit.training.cache import FeatureCache, default_folder
+
+UNITS = (("d", 86400), ("h", 3600), ("min", 60))
+
+
+def cache(action: config.CacheAction, output: config.Output, console: Console) -> dict[str, Any]:
+    """Show the cache, or clear it; see ``tlkit cache --help``."""
+    if action.older_than is not None and not action.clear:
+        raise TlkitError("does nothing without --clear", where="--older-than", remedy="add --clear")
+    kept = FeatureCache(default_folder(), budget=0)
+    summary: dict[str, Any] = {"folder": str(kept.folder)}
+    if action.clear and not output.plan:
+        try:
+            done = kept.clear(config.seconds(action.older_than) if action.older_than is not None else None)
+        except OSError as error:
+            raise TlkitError(
+                f"cannot be cleared ({error.strerror})", where=kept.folder, remedy="check its rights"
+            ) from error
+        console.line(f"{_megabytes(done.bytes)} removed from {kept.folder}")
+        if done.in_use:
+            console.line(f"{done.in_use} parts are in use by a run and stay")
+        summary |= {"removed_bytes": done.bytes, "removed": done.removed, "in_use": done.in_use}
+    entries = kept.entries()
+    rows = [
+        [
+            one.key.get("model", ""),
+            one.key.get("what", ""),
+            one.key.get("view", ""),
+            one.rows,
+            _megabytes(one.bytes),
+            "now" if one.in_use else f"{_ago(time.time() - one.last_used)} ago",
+        ]
+        for one in entries
+    ]
+    if rows:
+        console.table("", ["model", "what", "view", "images", "size", "used"], rows)
+    used = kept.used()
+    if not action.clear:
+        console.line(f"{_megabytes(used)} in {kept.folder}" if rows else f"nothing is kept in {kept.folder}")
+    told = [
+        {"key": one.key, "images": one.rows, "bytes": one.bytes, "last_used": one.last_used, "in_use": one.in_use}
+        for one in entries
+    ]
+    return summary | {"bytes": used, "entries": told}
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _ago(seconds: float) -> str:
+    return next((f"{seconds / unit:.0f} {name}" for name, unit in UNITS if seconds >= unit), f"{seconds:.0f} s")
