@@ -62,10 +62,12 @@ def main():
         write_pictures(folder / "data")
         begin = [*tlkit, "unfreeze", str(folder / "data"), *OPTIONS, "--out"]
         started = time.perf_counter()
+        environment["TLKIT_CACHE"] = str(folder / "cache of alone")
         subprocess.run([*begin, str(folder / "alone")], check=True, stdout=subprocess.DEVNULL, env=environment)
         whole, wanted = time.perf_counter() - started, digest(folder / "alone")
         while kills < arguments.kills:
             run = folder / f"killed{runs}"
+            environment["TLKIT_CACHE"] = str(folder / f"cache{runs}")
             while True:
                 resumes = (run / "recipe.yaml").exists()
                 from_state += (run / "state" / "checkpoint.safetensors").exists()

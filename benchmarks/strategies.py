@@ -8,6 +8,7 @@ the order and variation of images, and new heads; the network is the same.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -34,7 +35,10 @@ def main():
                 command = [sys.executable, "-m", "tlkit", "finetune", str(arguments.data), "--strategy", strategy]
                 options = ["--seed", str(seed), "--out", f"{folder}/run", "--json", "--quiet", *passed_on.split()]
                 started = time.perf_counter()
-                done = subprocess.run([*command, *options], check=True, stdout=subprocess.PIPE, text=True)
+                environment = os.environ | {"TLKIT_CACHE": f"{folder}/cache"}  # nothing was computed before
+                done = subprocess.run(
+                    [*command, *options], check=True, stdout=subprocess.PIPE, text=True, env=environment
+                )
                 seconds.append(time.perf_counter() - started)
             summary = json.loads(done.stdout)
             top1.append(summary["metrics"]["val"]["top1"])

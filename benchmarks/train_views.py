@@ -18,6 +18,7 @@ from tlkit.data.loading import ViewDataset
 from tlkit.data.transforms import center_and_mirror
 from tlkit.evaluation.metrics import metrics
 from tlkit.networks.build import build
+from tlkit.networks.frozen_pass import How
 from tlkit.training.features import extract
 from tlkit.training.probe import fit_head
 
@@ -44,7 +45,7 @@ def main():
     for folder in arguments.folders:
         samples = read_samples(folder)
         dataset = ViewDataset(samples.root, samples.paths, loaded.preprocessing, center_and_mirror)
-        features = extract(loaded.network, dataset, accelerator=accelerator).values
+        features = extract(loaded, dataset, How(accelerator)).values
         for shots in arguments.shots:
             rows = np.array(
                 [

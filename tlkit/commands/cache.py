@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from tlkit import config
 from tlkit.commands.console import Console
 from tlkit.errors import TlkitError
-from tlkit.training.cache import FeatureCache, default_folder
+from tlkit.training.cache import FeatureCache, Stored, default_folder
 
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 
@@ -31,19 +32,9 @@ def cache(action: config.CacheAction, output: config.Output, console: Console) -
             console.line(f"{done.in_use} parts are in use by a run and stay")
         summary |= {"removed_bytes": done.bytes, "removed": done.removed, "in_use": done.in_use}
     entries = kept.entries()
-    rows = [
-        [
-            one.key.get("model", ""),
-            one.key.get("what", ""),
-            one.key.get("view", ""),
-            one.rows,
-            _megabytes(one.bytes),
-            "now" if one.in_use else f"{_ago(time.time() - one.last_used)} ago",
-        ]
-        for one in entries
-    ]
+    rows = _rows(entries)
     if rows:
-        console.table("", ["model", "what", "view", "images", "size", "used"], rows)
+        console.table("", ["model", "what", "views", "rows", "size", "used"], rows)
     used = kept.used()
     if not action.clear:
         console.line(f"{_megabytes(used)} in {kept.folder}" if rows else f"nothing is kept in {kept.folder}")
@@ -52,6 +43,24 @@ def cache(action: config.CacheAction, output: config.Output, console: Console) -
         for one in entries
     ]
     return summary | {"bytes": used, "entries": told}
+
+
+def _rows(entries: Sequence[Stored]) -> list[list[Any]]:
+    """One row for all views of one thing; what was used last comes first."""
+    alike: dict[tuple[str, str], list[Stored]] = {}
+    for one in entries:
+        alike.setdefault((one.key.get("model", ""), one.key.get("what", "")), []).append(one)
+    return [
+        [
+            model,
+            what,
+            len({one.key.get("view") for one in group}),
+            sum(one.rows for one in group),
+            _megabytes(sum(one.bytes for one in group)),
+            "now" if any(one.in_use for one in group) else f"{_ago(time.time() - group[0].last_used)} ago",
+        ]
+        for (model, what), group in alike.items()
+    ]
 
 
 def _megabytes(count: int) -> str:

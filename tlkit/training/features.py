@@ -136,6 +136,8 @@ def _extract(
     keep: Callable[[list[int], np.ndarray], None] = lambda rows, values: None,
 ) -> Features:
     rows, values, bad = [], [], []
+    if not len(dataset):
+        return Features(np.empty(0, dtype=np.int64), np.empty((0, 1, 0), dtype=np.float32), [])
     for in_batch, features, unreadable in FrozenPass(network, dataset, features_of, how, label="features", whole=whole):
         bad += [file for _, file in unreadable]
         if len(in_batch):
