@@ -6,10 +6,11 @@ Each form is tried on the first images against the plain network in float32, and
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -40,7 +41,7 @@ class Form:
         name: ``plain``, ``folded`` or ``compiled``.
         run: Maps normalised images (B, C, S, S) to what was asked for.
         context: What it runs in.
-        seconds: What compiling took.
+        seconds: What compiling took, successful or not.
     """
 
     name: Literal["plain", "folded", "compiled"]
@@ -78,7 +79,7 @@ def quickest(
     form = _folded(network, compute, wanted, say) or plain
     if not wants:
         return form
-    return _compiled(form, images, wanted, say) or form
+    return _compiled(form, images, wanted, say)
 
 
 def compiles(device: torch.device, compile: str, count: int) -> bool:
@@ -206,9 +207,11 @@ def cast_weights(network: nn.Module, device: str) -> None:
             module.to(torch.get_autocast_dtype(device))
 
 
-def _compiled(form: Form, images: Tensor, wanted: _Wanted, say: Callable[[str], None]) -> Form | None:
+def _compiled(form: Form, images: Tensor, wanted: _Wanted, say: Callable[[str], None]) -> Form:
+    """The form compiled, or as it was."""
     say("compiling the network: takes 10 to 60 s")
     began = time.monotonic()
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses CUDA on machines without
     try:
         from torch._inductor import config as inductor
 
@@ -218,9 +221,9 @@ def _compiled(form: Form, images: Tensor, wanted: _Wanted, say: Callable[[str], 
         why = wanted.differs(found)
     except Exception as error:  # whatever is missing or unsupported, a compiler's errors have no class in common
         why = f"{type(error).__name__}: {first_line(error)}"
+    seconds = time.monotonic() - began
     if why:
         say(f"runs uncompiled: {why}")
-        return None
-    seconds = time.monotonic() - began
+        return replace(form, seconds=seconds)
     say(f"compiled in {seconds:.0f} s")
     return Form("compiled", compiled, torch.no_grad, seconds)

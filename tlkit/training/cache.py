@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -53,12 +54,21 @@ def default_folder() -> Path:
 
 
 def digest(path: Path) -> str | None:
-    """32 hex digits of a file's content; None where it cannot be read."""
+    """32 hex digits of a file's content; None where it cannot be read.
+
+    A process reads a file once, unless its size or time changes.
+    """
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError:
+        status = path.stat()
+        return _digest(path, status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError):
         return None
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def digests(root: Path, paths: Sequence[str]) -> list[str | None]:

@@ -268,7 +268,7 @@ class Prefix:
     def _maps(self, outputs: Sequence[Stage]) -> list[_Map]:
         """What stages put out, tried on noise."""
         images = self._noise().contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), self.how.accelerator.autocast():
+        with torch.no_grad(), self.how.accelerator.autocast():
             found = outputs_at(self.network, [stage.output for stage in outputs], images)
         maps = []
         for stage, output in zip(outputs, found, strict=True):
@@ -288,8 +288,7 @@ class Prefix:
         varied = [str(number) for number in range(kept.form.views)]
         with ExitStack() as stack:
             self._pass(maps, varied, training, stack)
-            self._pass(maps, [CENTER], watched & ~training if not watched.all() else watched, stack)
-            self._pass(maps, [CENTER], watched & training, stack)
+            self._pass(maps, [CENTER], watched, stack)
         for view in (*varied, CENTER):
             entry = self.cache.open(self._key(maps[0], view))
             kept.entries[view], kept.places[view] = entry, entry.find(self._digests())
