@@ -14,15 +14,23 @@ from tlkit import compute, config
 from tlkit.data.loading import ViewDataset
 from tlkit.data.transforms import center, center_and_mirror
 from tlkit.evaluation.predict import collect, predict_batches
+from tlkit.networks.build import Loaded
 from tlkit.networks.forward import set_classifier
 from tlkit.networks.frozen_pass import How
 from tlkit.preprocessing import Preprocessing
-from tlkit.training.features import extract
+from tlkit.training import features
+from tlkit.training.features import Features
 
 PREPROCESSING = Preprocessing(
     size=64, crop=1, crop_mode="squash", interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
 )
 FP32 = config.Compute(device="cpu", precision="fp32")
+
+
+def extract(network: Any, dataset: ViewDataset, how: How) -> Features:
+    """`tlkit.training.features.extract` with nothing kept."""
+    loaded = Loaded(network, "test_resnet", dataset.preprocessing, classes=None, weights="random")
+    return features.extract(loaded, dataset, how)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +44,9 @@ def network(shapes: Path, paths: list[str]) -> Any:
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=6).eval()
     dataset = ViewDataset(shapes, paths, PREPROCESSING, center)
-    features = torch.from_numpy(extract(network, dataset, How(compute.accelerator(FP32), workers=0)).values[:, 0])
-    weight = torch.randn(6, features.shape[1]) / features.std(0).clamp(min=1e-3) / 8
-    set_classifier(network, weight, -weight @ features.mean(0))
+    pooled = torch.from_numpy(extract(network, dataset, How(compute.accelerator(FP32), workers=0)).values[:, 0])
+    weight = torch.randn(6, pooled.shape[1]) / pooled.std(0).clamp(min=1e-3) / 8
+    set_classifier(network, weight, -weight @ pooled.mean(0))
     return network
 
 
@@ -50,8 +58,8 @@ def test_views_are_averaged_as_probabilities(
     """Reference: the classifier's softmax on separately extracted features, then the mean over views in numpy."""
     dataset, accelerator = ViewDataset(shapes, paths, PREPROCESSING, view), compute.accelerator(FP32)
     found = collect(predict_batches(network, dataset, How(accelerator, batch_size, workers)))
-    features = extract(network, dataset, How(accelerator, workers=0)).values.astype(np.float64)
-    logits = features @ network.fc.weight.detach().double().numpy().T + network.fc.bias.detach().double().numpy()
+    pooled = extract(network, dataset, How(accelerator, workers=0)).values.astype(np.float64)
+    logits = pooled @ network.fc.weight.detach().double().numpy().T + network.fc.bias.detach().double().numpy()
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     expected = (shifted / shifted.sum(-1, keepdims=True)).mean(1)
     assert (found.probabilities.shape, found.probabilities.dtype) == ((12, 6), np.float32)

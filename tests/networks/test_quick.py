@@ -270,10 +270,16 @@ def test_a_few_images_do_not_pay_for_folding(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("compute", [logits_of, features_of], ids=["logits", "features"])
 @pytest.mark.parametrize(
-    "name",
-    ["test_resnet", "resnet18", "resnetv2_50", "tf_efficientnet_lite0", "mobilenetv3_small_050", "regnetx_002"],
+    ("name", "compute"),
+    [
+        ("test_resnet", features_of),
+        ("resnet18", logits_of),
+        ("resnetv2_50", logits_of),
+        ("tf_efficientnet_lite0", features_of),
+        ("mobilenetv3_small_050", logits_of),
+        ("regnetx_002", logits_of),
+    ],
 )
 def test_the_folded_form_gives_what_the_plain_network_gives(name: str, compute: Any, precision: str) -> None:
     network = channels_last(made(name, num_classes=10))
@@ -459,9 +465,9 @@ def test_another_shape_is_not_taken(shape: tuple[int, int]) -> None:
 
 def test_distance_is_a_part_of_the_norm() -> None:
     wanted = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
-    assert apart(wanted * 1.01, wanted) == pytest.approx(0.01, rel=1e-4)
-    assert apart(wanted + torch.tensor([[0.0, 0.5], [0.0, 0.0]]), wanted) == pytest.approx(0.1)
-    assert apart(wanted, wanted) == apart(torch.zeros(2, 2), torch.zeros(2, 2)) == 0
+    assert apart([wanted * 1.01], [wanted]) == pytest.approx(0.01, rel=1e-4)
+    assert apart([wanted + torch.tensor([[0.0, 0.5], [0.0, 0.0]])], [wanted]) == pytest.approx(0.1)
+    assert apart([wanted], [wanted]) == apart([torch.zeros(2, 2)], [torch.zeros(2, 2)]) == 0
 
 
 # Compiling
@@ -522,9 +528,7 @@ def test_a_compiler_that_errs_is_not_believed(change: Any, precision: Any, compi
     compiler(lambda run: lambda images: change(run(images)))
     chosen = Chosen(Small(), compile="always", autocast=precision)
     assert chosen.form.name == "folded"
-    assert (
-        chosen.said[-1].startswith("runs uncompiled: its outputs differ by ") or change(torch.ones(1, 2)).numel() == 1
-    )
+    assert chosen.said[-1].startswith("runs uncompiled: its outputs differ by ")
 
 
 APART = """
@@ -639,20 +643,17 @@ class Uncopied(Small):
         self.scaled = self.fc.weight * 2
 
 
-@pytest.mark.xfail(strict=True, reason="copied outside of `try`; IndexError and AssertionError are not caught")
 @pytest.mark.parametrize("network", [ByName, Asserts, Uncopied])
 def test_whatever_goes_wrong_in_folding_the_plain_network_is_there(network: Callable[[], Small]) -> None:
     chosen = Chosen(network())
     assert chosen.form.name in ("plain", "folded")
 
 
-@pytest.mark.xfail(strict=True, reason="flatten(1) of one axis")
 def test_one_number_an_image_can_be_asked_for() -> None:
     chosen = Chosen(Small(), lambda network, images: network(images)[:, 0])
     assert chosen(images_of(3)).shape == (3,)
 
 
-@pytest.mark.xfail(strict=True, reason="the tolerance is infinite where 16 bits overflow")
 def test_an_overflow_in_16_bits_does_not_make_everything_right() -> None:
     network = Small()
 
@@ -664,14 +665,12 @@ def test_an_overflow_in_16_bits_does_not_make_everything_right() -> None:
     assert Chosen(network, compute, autocast=bf16).form.name == "plain"
 
 
-@pytest.mark.xfail(strict=True, reason="all parts share one norm")
 def test_a_small_part_of_a_tuple_is_not_hidden_by_a_large_one() -> None:
     network = Small()
     chosen = Chosen(network, lambda given, images: (given(images) * 1e6, given(images) * (-1, 1)[given is network]))
     assert chosen.form.name == "plain"
 
 
-@pytest.mark.xfail(strict=True, reason="names of the modules around are compared, not of those inside")
 @pytest.mark.parametrize("kind", [nn.Sequential, nn.ModuleList])
 def test_a_classifier_of_several_layers_stays_in_float32_too(kind: Any) -> None:
     kinds: list[torch.dtype] = []
@@ -688,7 +687,6 @@ def test_a_classifier_of_several_layers_stays_in_float32_too(kind: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.xfail(strict=True, reason="torch gives up after 8 networks in one function, and only warns")
 def test_the_tenth_network_of_a_process_is_compiled_too() -> None:
     """Or it is not called so. (timm.optim, where it is imported, lifts that limit.)"""
     import torch._dynamo

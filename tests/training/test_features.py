@@ -16,14 +16,22 @@ from timm.data import create_transform
 from tlkit import compute, config
 from tlkit.data.loading import ViewDataset
 from tlkit.data.transforms import center, center_and_mirror
+from tlkit.networks.build import Loaded
 from tlkit.networks.frozen_pass import How
 from tlkit.preprocessing import Preprocessing
-from tlkit.training.features import extract
+from tlkit.training import features
+from tlkit.training.features import Features
 
 PREPROCESSING = Preprocessing(
     size=64, crop=0.9, crop_mode="center", interpolation="bilinear", mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
 )
 FP32 = config.Compute(device="cpu", precision="fp32")
+
+
+def extract(network: Any, dataset: ViewDataset, how: How) -> Features:
+    """`tlkit.training.features.extract` with nothing kept."""
+    loaded = Loaded(network, "test_resnet", dataset.preprocessing, classes=None, weights="random")
+    return features.extract(loaded, dataset, how)
 
 
 @pytest.fixture(scope="module")

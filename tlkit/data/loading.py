@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,7 @@ AT_ONCE = 4
 """Batches that threads decode before they are computed with."""
 
 
-def load(dataset: Views, *, batch_size: int, workers: int | None, pin_memory: bool = False) -> Iterator[Batch]:
+def load(dataset: Views, *, batch_size: int, workers: int | None, pin_memory: bool = False) -> Generator[Batch]:
     """Batches in the order of the paths; the same batches for any number of workers.
 
     By processes while the network computes elsewhere, or with ``workers=0`` one by one in between.
@@ -106,7 +106,7 @@ def load(dataset: Views, *, batch_size: int, workers: int | None, pin_memory: bo
     )
 
 
-def load_in_turns(dataset: Views, *, batch_size: int) -> Iterator[Batch]:
+def load_in_turns(dataset: Views, *, batch_size: int) -> Generator[Batch]:
     """The same batches, decoded by threads that rest while the network computes on the same cores.
 
     Where both compute at once, a layer's threads wait for each other whenever one of them has lost its core to a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,7 +50,7 @@ class FrozenPass:
     """All images of a dataset, through ``compute(network, images)``, without gradients, in the dataset's order.
 
     Iterating yields rows (B) of the dataset, results of B rows and V views on the CPU (B, V, ...), as a tuple where
-    ``compute`` gives one, and what could not be read.
+    ``compute`` gives one (nothing, where no image of the batch could be read), and what could not be read.
 
     Args:
         network: Put into evaluation mode and onto the accelerator's device.
@@ -90,16 +91,17 @@ class FrozenPass:
             batches = load(dataset, batch_size=how.size, workers=how.workers, pin_memory=device.type == "cuda")
         done = 0
         how.progress(self.label, done, len(dataset))
-        for batch in batches:
-            results: Any = torch.empty(0)
-            if len(batch.rows):
-                count, views = batch.images.shape[:2]
-                images = batch.images.to(device, non_blocking=True).flatten(0, 1)
-                images = normalise(images, dataset.preprocessing).contiguous(memory_format=torch.channels_last)
-                results = _each(self._run(images, self.whole * views), partial(_by_image, count=count))
-            done += len(batch.rows) + len(batch.bad)
-            how.progress(self.label, done, len(dataset))
-            yield batch.rows, results, batch.bad
+        with closing(batches):  # its threads end at once, also where somebody holds on to an error
+            for batch in batches:
+                results: Any = torch.empty(0)
+                if len(batch.rows):
+                    count, views = batch.images.shape[:2]
+                    images = batch.images.to(device, non_blocking=True).flatten(0, 1)
+                    images = normalise(images, dataset.preprocessing).contiguous(memory_format=torch.channels_last)
+                    results = _each(self._run(images, self.whole * views), partial(_by_image, count=count))
+                done += len(batch.rows) + len(batch.bad)
+                how.progress(self.label, done, len(dataset))
+                yield batch.rows, results, batch.bad
 
     def _run(self, images: Tensor, count: int) -> Any:
         """Results on the CPU, for ``count`` images in all.
@@ -109,10 +111,11 @@ class FrozenPass:
         """
         size = self.how.size
         if self.form is None:
+            full = count >= size or self.how.compile == "always"
             self.form = quickest(
                 self.network,
                 self.compute,
-                _filled(images[:size], size) if count >= size else images,
+                _filled(images[:size], size) if full else images,
                 count=count,
                 autocast=self.how.accelerator.autocast,
                 compile=self.how.compile,
