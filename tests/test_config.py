@@ -133,12 +133,22 @@ def test_durations(text: str, expected: float) -> None:
     assert config.Resume(checkpoint_every=text).checkpoint_every == text
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("500MB", 500 * 10**6), ("10GB", 10**10), ("0.5 TB", 5 * 10**11), ("0MB", 0)]
+)
+def test_sizes(text: str, expected: int) -> None:
+    assert config.size(text) == expected
+    assert config.Caching(cache_budget=text).cache_budget == text
+
+
 PATTERNS = {
     "time_limit": (
         config.Training,
         ["", "90", "s", "-5s", "5 minutes", "5m", "1.s", "1:30h", "90s ", "10steps", "infs"],
     ),
     "lr": (config.Training, ["", "Auto", "fast", "-0.1", "1e", "nan", "inf", "0,1", "auto1", "1e-3\n"]),
+    "older_than": (config.CacheAction, ["", "90", "d", "-5d", "5 days", "30d "]),
+    "cache_budget": (config.Caching, ["", "10", "GB", "-1GB", "10gb", "10G", "1e GB", "500 MB "]),
     "checkpoint_every": (config.Resume, ["", "200", "0steps", "-1steps", "1.5steps", "steps", "5m", "5 min 3s"]),
 }
 

@@ -123,7 +123,7 @@ def sample(field: Any, kind: Any, opt: Opt, folder: Path) -> Any:
             return int(start) + (1 if opt.max is None or start < opt.max else -1)
         return start + 0.001 if opt.max is None or start < opt.max else start - 0.001
     if opt.pattern is not None:
-        return next(text for text in ("0.5", "3steps", "7min") if re.fullmatch(opt.pattern, text))
+        return next(text for text in ("0.5", "3steps", "7min", "2GB") if re.fullmatch(opt.pattern, text))
     return folder / f"{field.name} of: [mine]" if kind is Path else "some text: 1"
 
 

@@ -535,9 +535,16 @@ sys.exit(run(sys.argv[2:]))
     ],
 )
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_model(
-    tlkit: Tlkit, trained: Path, tmp_path: Path, number: signal.Signals, code: int, workers: int
+    tlkit: Tlkit,
+    trained: Path,
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+    workers: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The signal goes to the whole process group, as from a terminal or a batch system, while images are read."""
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))  # nothing was computed before
     run, begun = tmp_path / "run", tmp_path / "begun"
     arguments = ("finetune", "--recipe", trained / "recipe.yaml", "--workers", workers, "--out", run, "--json")
     command = [sys.executable, "-c", SLOWLY, *map(str, (begun, *arguments))]

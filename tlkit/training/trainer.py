@@ -405,8 +405,10 @@ class Trainer:
     def predict_all(self) -> np.ndarray:
         """Class probabilities (N, K) of all images by the network as it is now."""
         moved = any(phase.get("kept", True) for phase in self.state.phases if phase.get("rates"))
-        if moved or self.features is None:
+        if moved:
             return self.predict(self.network, np.ones(len(self.samples), dtype=bool), self.progress)
+        if self.features is None:
+            self.features = self._extract()
         features = torch.from_numpy(self.features.values[:, 0])
         with torch.no_grad():
             logits = [classify(self.network, part.to(self.accelerator.device)) for part in features.split(4096)]
