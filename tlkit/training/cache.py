@@ -1,8 +1,8 @@
 """What frozen layers put out, kept on disk for all runs: found by what it depends on, and never above a budget.
 
     FOLDER/<digest of the key>/about.json      the key, for people
-    FOLDER/<digest of the key>/<shard>.rows    rows of bytes, one an image
-    FOLDER/<digest of the key>/<shard>.index   content digest of each row's image, 32 hex digits and a line break
+    FOLDER/<digest of the key>/<shard>-<bytes of a row>.rows    rows of bytes, one an image
+    FOLDER/<digest of the key>/<shard>-<bytes of a row>.index   content digest of each row's image, and a line break
 
 A shard is whole once its index is there. Who reads one holds a shared lock on its index, who writes one an exclusive
 lock on its rows: a lock ends with its process, so that what a killed one left behind is known, and removed.
@@ -10,6 +10,7 @@ lock on its rows: a lock ends with its process, so that what a killed one left b
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -112,6 +113,9 @@ class Entry:
             self._open(index)
 
     def _open(self, index: Path) -> None:
+        name, _, each = index.stem.rpartition("-")
+        if not (name and each.isdigit()):
+            return  # somebody else's
         try:
             held = index.open("rb")
         except OSError:
@@ -121,14 +125,14 @@ class Entry:
             return
         files = held.read().decode("ascii", errors="replace").split()
         data = index.with_suffix(".rows")
-        size = data.stat().st_size if data.is_file() else 0
-        if not files or not size or size % len(files) or index.stat().st_size != LINE * len(files):
+        sizes = [path.stat().st_size if path.is_file() else 0 for path in (data, index)]
+        if not files or sizes != [int(each) * len(files), LINE * len(files)]:
             held.close()
             _remove(index)  # broken: never served
             return
         with suppress(OSError):
             os.utime(index)  # last used now; not where the cache may only be read
-        rows = np.memmap(data, dtype=np.uint8, mode="r", shape=(len(files), size // len(files)))
+        rows = np.memmap(data, dtype=np.uint8, mode="r", shape=(len(files), int(each)))
         self._held.append(held)
         self._rows.append(rows)
         self._place |= {file: (len(self._rows) - 1, row) for row, file in enumerate(files)}
@@ -152,6 +156,7 @@ class Entry:
     def close(self) -> None:
         """What was read may be removed from now on."""
         for held in self._held:
+            _unlock(held)
             held.close()
         self._held, self._rows, self._place = [], [], {}
 
@@ -189,6 +194,7 @@ class Writer:
             part.write_text("".join(f"{file}\n" for file in self._files), encoding="ascii")
             part.replace(self._data.with_suffix(".index"))
         finally:
+            _unlock(self._held)
             self._held.close()
             if not self._data.with_suffix(".index").is_file():
                 _remove(self._data)
@@ -221,38 +227,42 @@ class FeatureCache:
         needed = count * (row_bytes + 2 * LINE) + ABOUT_BYTES
         try:
             with self._alone():
-                self._make_room(needed)
                 entry = self._of(key)
+                self._make_room(needed, spared=entry)
                 entry.mkdir(exist_ok=True)
                 about = entry / "about.json"
                 if not about.is_file():
                     about.write_text(_canonical(key), encoding="ascii")
-                data = entry / f"{secrets.token_hex(8)}.rows"
+                data = entry / f"{secrets.token_hex(8)}-{row_bytes}.rows"
                 held = data.open("wb")
                 _locked(held, shared=False)
-                held.truncate(count * (row_bytes + LINE))
+                _take(held, count * (row_bytes + LINE))
                 return Writer(data, row_bytes, held)
         except OSError as error:
             raise NoRoom(f"{self.folder} cannot be written ({error.strerror})") from error
 
-    def _make_room(self, needed: int) -> None:
-        """Remove what was used longest ago, as far as that is necessary and enough."""
+    def _make_room(self, needed: int, spared: Path) -> None:
+        """Remove what was used longest ago, but nothing in ``spared``, as far as that is necessary and enough."""
         self._remove_left_behind()
-        used = self.used()
-        disk = max(0, shutil.disk_usage(self.folder).free - SPARE_BYTES)
+        left = self.budget - self.used()
+        disk = shutil.disk_usage(self.folder).free - SPARE_BYTES
         unused = sorted((index.stat().st_mtime, index) for index in self.folder.glob("*/*.index"))
-        for _, index in unused:
-            if used + needed <= self.budget and needed <= disk:
-                break
-            with _unused(index) as free:
-                if free:
-                    gained = _remove(index)
-                    used, disk = used - gained, disk + gained
-        if used + needed > self.budget:
-            left = max(0, self.budget - used)
-            raise NoRoom(f"{needed / 1e6:.0f} MB are needed, {left / 1e6:.0f} MB of --cache-budget are left")
-        if needed > disk:
-            raise NoRoom(f"{needed / 1e6:.0f} MB are needed, {disk / 1e6:.0f} MB of the disk can be taken")
+        with ExitStack() as stack:
+            going: list[Path] = []
+            gained = 0
+            for _, index in unused:
+                if needed <= min(left, disk) + gained:
+                    break
+                if index.parent != spared and stack.enter_context(_unused(index)):
+                    going.append(index)
+                    gained += sum(path.stat().st_size for path in (index, index.with_suffix(".rows")) if path.is_file())
+            if needed > left + gained:
+                of = f"{max(0, left + gained) / 1e6:.0f} MB of --cache-budget are left"
+                raise NoRoom(f"{needed / 1e6:.0f} MB are needed, {of}")
+            if needed > disk + gained:
+                raise NoRoom(f"{needed / 1e6:.0f} MB are needed, {max(0, disk + gained) / 1e6:.0f} MB of disk are left")
+            for index in going:
+                _remove(index)
 
     def _remove_left_behind(self) -> None:
         """Rows of processes that were killed, and empty folders."""
@@ -335,6 +345,24 @@ def _locked(file: IO[bytes], *, shared: bool) -> bool:
     return True
 
 
+def _unlock(file: IO[bytes]) -> None:
+    """Closing alone would not do where a decoding process, forked meanwhile, has the file open too."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def _take(file: IO[bytes], size: int) -> None:
+    """Make a file of that size, of which the disk has all: what is taken is there when it is written to."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file.fileno(), 0, max(size, 1))
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    file.truncate(size)
+
+
 @contextmanager
 def _unused(path: Path) -> Iterator[bool]:
     """Whether nobody holds a file, which nobody can take hold of meanwhile."""
@@ -344,7 +372,10 @@ def _unused(path: Path) -> Iterator[bool]:
         yield False
         return
     with file:
-        yield _locked(file, shared=False)
+        try:
+            yield _locked(file, shared=False)
+        finally:
+            _unlock(file)
 
 
 def _in_use(path: Path) -> bool:

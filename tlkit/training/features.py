@@ -115,7 +115,8 @@ def _writing(
         writers: list[Writer | None] = []
 
         def keep(files: Sequence[str | None], values: np.ndarray) -> None:
-            rows = np.ascontiguousarray(values).reshape(len(values), -1).view(np.uint8)
+            known = [place for place, file in enumerate(files) if file is not None]
+            rows = np.ascontiguousarray(values[known]).reshape(len(known), -1).view(np.uint8)
             if not writers:
                 try:
                     writers.append(stack.enter_context(cache.write(key, count, rows.shape[1])))
@@ -123,7 +124,7 @@ def _writing(
                     how.say(f"features are not kept for later runs: {error}")
                     writers.append(None)
             if writers[0] is not None:
-                writers[0].add([file or "-" * 32 for file in files], rows)
+                writers[0].add([file for file in files if file is not None], rows)
 
         yield keep
 

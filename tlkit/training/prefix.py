@@ -299,8 +299,8 @@ class Prefix:
         lacking: dict[tuple[str, str], np.ndarray] = {}
         for output in maps:
             for view in views:
-                with self.cache.open(self._key(output, view)) as entry:
-                    lacking[output.stage.name, view] = rows & (entry.find(files) < 0)
+                entry = stack.enter_context(self.cache.open(self._key(output, view)))  # stays until all is made
+                lacking[output.stage.name, view] = rows & (entry.find(files) < 0)
         todo = np.flatnonzero(np.any(list(lacking.values()), axis=0))
         if not len(todo):
             return
