@@ -1,4 +1,4 @@
-"""Frozen stages run once: what is kept is what they put out, made anew only where something that it depends on changed."""
+"""Frozen stages run once: what is kept is what they put out, made anew where something that it depends on changed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from tlkit.data.batches import BatchPlan
 from tlkit.data.decode import decode
 from tlkit.data.folders import Samples, read_samples
 from tlkit.data.training import TrainingBatches, TrainingDataset, seed_of
-from tlkit.data.transforms import normalise
+from tlkit.data.transforms import center, normalise
 from tlkit.errors import TlkitError
+from tlkit.evaluation.predict import collect, predict_batches
 from tlkit.networks.build import Loaded, build
 from tlkit.networks.freezing import freeze
 from tlkit.networks.frozen_pass import How
@@ -99,8 +100,9 @@ class Made:
     ) -> Kept | None:
         """What `Prefix.run` gives for a phase that trains ``NAMES[lowest:]``."""
         loaded = loaded or self.loaded()
-        names = [stage.name for stage in stages(loaded.network)]
-        freeze(loaded.network, names[: len(names) - len(NAMES) + lowest] if len(names) != len(NAMES) else NAMES[:lowest])
+        names = tuple(stage.name for stage in stages(loaded.network))
+        lowest += len(names) - len(NAMES)
+        freeze(loaded.network, names[:lowest])
         how.setdefault("accelerator", compute.accelerator(config.Compute(device="cpu", precision=precision)))
         passes = How(batch_size=batch_size, workers=workers, say=self.said.append, **how)
         prefix = Prefix(
@@ -113,10 +115,7 @@ class Made:
             seed=seed,
             how=passes,
         )
-        first = phase(lowest)
-        if len(names) != len(NAMES):
-            chosen = tuple(names[len(names) - len(NAMES) + lowest :])
-            first = Phase(chosen, 3, dict.fromkeys(chosen, 1e-3))
+        first = Phase(names[lowest:], 3, dict.fromkeys(names[lowest:], 1e-3))
         return prefix.run(first, ahead, train, watch, stored)
 
     def kept(self, *arguments: Any, **named: Any) -> Kept:
@@ -161,7 +160,7 @@ def assert_same(found: Kept, expected: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("preset", ["none", "light", "strong"])
 def test_what_is_kept_is_what_the_frozen_stages_make_of_each_view(made: Made, samples: Samples, preset: str) -> None:
-    """By hand: each image decoded, varied by a seed of the run's, the view's number and the file's content, and passed."""
+    """By hand: each image decoded, varied by a seed of the run's, the view's number and the file's content, passed."""
     loaded = made.loaded()
     kept = made.kept(loaded, preset=preset, seed=7)
     assert kept.form == Form("stage3", 2, "float16")
@@ -217,21 +216,13 @@ def test_numbers_that_float16_does_not_hold_are_kept_in_bfloat16(made: Made) -> 
 
 @pytest.mark.parametrize("model", ["test_resnet", "test_vit", "test_convnext"])
 def test_predictions_from_kept_outputs_are_the_networks_own(made: Made, model: str) -> None:
-    from tlkit.evaluation.predict import collect, predict_batches
-
     loaded = made.loaded(model=model, weights=made.weights if model == "test_resnet" else "random", size=64)
     kept = made.kept(loaded)
     assert kept.knows(WATCH) and not kept.knows(TRAIN)
     samples = made.samples.take(WATCH)
-    dataset = loading.ViewDataset(samples.root, samples.paths, loaded.preprocessing, training_center())
+    dataset = loading.ViewDataset(samples.root, samples.paths, loaded.preprocessing, center)
     expected = collect(predict_batches(loaded.network, dataset, kept.how)).probabilities
     np.testing.assert_allclose(kept.predict(loaded.network, WATCH), expected, rtol=2e-2, atol=2e-3)
-
-
-def training_center() -> Any:
-    from tlkit.data.transforms import center
-
-    return center
 
 
 def test_batches_are_those_of_images_in_the_same_order(made: Made, samples: Samples) -> None:
@@ -266,11 +257,9 @@ def test_whoever_decodes_it_is_the_same(made: Made, tmp_path: Path, workers: int
 # Where there is nothing to keep
 
 
-@pytest.mark.parametrize("case", ["no views", "the stem trains", "everything trains but the head"])
+@pytest.mark.parametrize("case", ["no views", "the stem trains", "the stem alone is frozen"])
 def test_a_phase_without_frozen_stages_below_has_no_cache(made: Made, decoded: list[str], case: str) -> None:
-    options: dict[str, Any] = {"views": 0} if case == "no views" else {"lowest": 0}
-    if case == "the stem trains":
-        options = {"lowest": 1}  # nothing of the stem is kept: it has no output of its own
+    options = {"views": 0} if case == "no views" else {"lowest": int("alone" in case)}
     assert made(**options) is None
     assert made.said == [] and decoded == [] and not made.folder.exists()
 
@@ -523,9 +512,7 @@ def test_an_interrupted_pass_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("lowest", [(4, 3), (4, 3, 2), (3, 2)])
-def test_phases_to_come_share_the_pass(
-    made: Made, decoded: list[str], tmp_path: Path, lowest: tuple[int, ...]
-) -> None:
+def test_phases_to_come_share_the_pass(made: Made, decoded: list[str], tmp_path: Path, lowest: tuple[int, ...]) -> None:
     """And what it makes for them is what they would have made."""
     made.kept(lowest=lowest[0], ahead=[phase(number) for number in lowest[1:]])
     assert len(decoded) == TRAINING + WATCHED

@@ -25,7 +25,7 @@ from tlkit.networks.frozen_pass import FrozenPass, How
 from tlkit.networks.quick import FOLDED_FROM
 from tlkit.networks.splitting import CannotSplit, Split, outputs_at, split_at
 from tlkit.networks.stages import Stage, stages
-from tlkit.training.cache import Entry, FeatureCache, NoRoom, digests
+from tlkit.training.cache import Entry, FeatureCache, NoRoom, Writer, digests
 from tlkit.training.features import key_of
 from tlkit.training.phases import Phase
 
@@ -287,39 +287,51 @@ class Prefix:
         """
         varied = [str(number) for number in range(kept.form.views)]
         with ExitStack() as stack:
-            self._pass(maps, varied, training, stack)
-            self._pass(maps, [CENTER], watched, stack)
+            todo = [self._room(maps, varied, training, stack), self._room(maps, [CENTER], watched, stack)]
+            for views, lacking, writers in todo:  # room for everything before anything is computed
+                self._pass(maps, views, lacking, writers)
         for view in (*varied, CENTER):
             entry = self.cache.open(self._key(maps[0], view))
             kept.entries[view], kept.places[view] = entry, entry.find(self._digests())
 
-    def _pass(self, maps: Sequence[_Map], views: Sequence[str], rows: np.ndarray, stack: ExitStack) -> None:
-        """Pass images through the frozen stages, as far as their outputs are not there yet."""
-        files = self._digests()
-        lacking: dict[tuple[str, str], np.ndarray] = {}
+    def _room(
+        self, maps: Sequence[_Map], views: Sequence[str], rows: np.ndarray, stack: ExitStack
+    ) -> tuple[Sequence[str], dict[tuple[str, str], np.ndarray], dict[tuple[str, str], Writer]]:
+        """What is lacking of each map and view, as masks (N), and room for it; what is there stays until all is made.
+
+        Raises:
+            NoRoom: There is none.
+        """
+        lacking, writers = {}, {}
         for output in maps:
             for view in views:
-                entry = stack.enter_context(self.cache.open(self._key(output, view)))  # stays until all is made
-                lacking[output.stage.name, view] = rows & (entry.find(files) < 0)
+                entry = stack.enter_context(self.cache.open(self._key(output, view)))
+                which = output.stage.name, view
+                lacking[which] = rows & (entry.find(self._digests()) < 0)
+                if count := int(lacking[which].sum()):
+                    writers[which] = stack.enter_context(self.cache.write(self._key(output, view), count, output.bytes))
+        return views, lacking, writers
+
+    def _pass(
+        self,
+        maps: Sequence[_Map],
+        views: Sequence[str],
+        lacking: Mapping[tuple[str, str], np.ndarray],
+        writers: Mapping[tuple[str, str], Writer],
+    ) -> None:
+        """Pass images through the frozen stages, as far as their outputs are not there yet."""
         todo = np.flatnonzero(np.any(list(lacking.values()), axis=0))
         if not len(todo):
             return
-        writers = {}
-        for output in maps:
-            for view in views:
-                if count := int(lacking[output.stage.name, view].sum()):
-                    writer = self.cache.write(self._key(output, view), count, output.bytes)
-                    writers[output.stage.name, view] = stack.enter_context(writer)
-        dataset = self._dataset(todo, views)
+        files, dataset = self._digests(), self._dataset(todo, views)
         modules = [output.stage.output for output in maps]
 
         def compute(network: nn.Module, images: Tensor) -> Any:
             return outputs_at(network, modules, images)
 
         # one form whatever is there already: an output must not depend on what else was lacking
-        passed = FrozenPass(
-            self.network, dataset, compute, self.how, label="frozen stages", whole=max(FOLDED_FROM, len(todo))
-        )
+        whole = max(FOLDED_FROM, len(todo))
+        passed = FrozenPass(self.network, dataset, compute, self.how, label="frozen stages", whole=whole)
         for found, outputs, bad in passed:
             if bad:
                 file = bad[0][1]
