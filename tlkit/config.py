@@ -218,7 +218,9 @@ class Trained(Checked):
 class Views(Checked):
     """Test-time augmentation."""
 
-    tta: Annotated[Literal["center"], Opt("Views of each image whose probabilities are averaged.")] = "center"
+    tta: Annotated[Literal["center"], Opt("Views of each image whose probabilities (or features) are averaged.")] = (
+        "center"
+    )
 
 
 @dataclass(frozen=True)

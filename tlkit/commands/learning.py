@@ -119,6 +119,7 @@ def refuse_idle(options: Options) -> None:
             not uses_loop,
             f"--strategy {name}",
         ),
+        (options.caching, ("cached_views",), name not in ("gradual", "auto"), f"--strategy {options.name}"),
         (options.data, ("select_on",), not judges, f"--strategy {options.name}, which chooses nothing"),
         (training, ("epochs",), name == "gradual", "gradual unfreezing: give --epochs-per-stage"),
         (training, ("patience",), name == "auto", "--strategy auto, which judges whole phases"),
