@@ -95,7 +95,7 @@ def test_what_is_in_use_stays(tlkit: Tlkit, filled: FeatureCache) -> None:
         done = tlkit("cache", "--clear")
         assert done.code == 0
         assert f"4.0 MB removed from {filled.folder}" in done.out
-        assert "1 parts are in use by a run and stay" in done.out
+        assert "what a run is using stays (in 1 files)" in done.out
     assert len(filled.entries()) == 1
 
 

@@ -111,8 +111,11 @@ APART = {
     ("fp32", "adamw"): ((), 0.02),
     ("bf16", "sgd"): (SGD, 0.4),
 }
-"""Options, and how far weights may end from those trained on images, as a part of how far they moved. What is kept
-of float32 has 11 bits of mantissa; in bfloat16 it has the network's own 8, of which sums in another order cost the last. AdamW takes steps of one size however small the gradient, and there that is all there is."""
+"""Options, and how far weights may end from those trained on images, as a part of how far they moved.
+
+What is kept of float32 has 11 bits of mantissa; in bfloat16 it has the network's own 8, of which sums in another order
+cost the last. AdamW takes steps of one size however small the gradient: in bfloat16, of such differences alone.
+"""
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ def test_without_variation_it_ends_where_training_on_images_ends(
         )
 
 
-@pytest.mark.parametrize("bn", ["train", "frozen"])
+@pytest.mark.parametrize("bn", ["train", pytest.param("frozen", marks=pytest.mark.slow)])
 def test_frozen_stages_stay_bit_identical(start_run: Callable[..., Any], start: Path, tmp_path: Path, bn: str) -> None:
     """Statistics of batch norm included, and batches counted."""
     assert start_run(tmp_path / "run", *TWO, "--bn", bn, "--quiet").code == 0
@@ -161,7 +164,7 @@ def test_frozen_stages_stay_bit_identical(start_run: Callable[..., Any], start: 
     assert any("running_mean" in name for name in moved) == (bn == "train")
 
 
-@pytest.mark.parametrize("views", [1, 2, 4])
+@pytest.mark.parametrize("views", [4, *(pytest.param(views, marks=pytest.mark.slow) for views in (1, 2))])
 def test_a_summary_says_how_many_views_there_were(start_run: Callable[..., Any], tmp_path: Path, views: int) -> None:
     assert start_run(tmp_path / "run", *UNFREEZE, "--cached-views", views, "--quiet").code == 0
     assert [phase.get("cached_views") for phase in phases(tmp_path / "run")] == [None, min(views, 3), min(views, 3)]
@@ -205,6 +208,7 @@ def test_a_network_that_cannot_be_cut_falls_back_and_says_so(
     assert "cached_views" not in phases(tmp_path / "run")[1]
 
 
+@pytest.mark.slow
 def test_budgets_that_are_too_small(start_run: Callable[..., Any], tmp_path: Path, cache: Path) -> None:
     """Fewer views; then none, and the run is what it is without a cache."""
     without = ("--cached-views", 0, "--cache-budget", "0MB")
@@ -262,6 +266,7 @@ def test_cold_warm_and_partly_warm_give_the_same_model(
     assert outcome(tmp_path / "partly") == expected
 
 
+@pytest.mark.slow
 def test_a_second_view_is_another_model(start_run: Callable[..., Any], tmp_path: Path) -> None:
     """The epochs do take turns."""
     for views in (1, 2):
@@ -322,7 +327,7 @@ def test_a_cache_of_other_runs_changes_nothing(
 
 
 @pytest.mark.parametrize("cleared", [False, True], ids=["cache there", "cache gone"])
-@pytest.mark.parametrize("step", [3, pytest.param(9, marks=pytest.mark.slow), 16])
+@pytest.mark.parametrize("step", [3, *(pytest.param(step, marks=pytest.mark.slow) for step in (9, 16))])
 def test_a_run_stopped_in_a_cached_phase_goes_on_to_the_same_bytes(
     tlkit: Tlkit,
     start_run: Callable[..., Any],
@@ -348,7 +353,7 @@ def test_a_run_stopped_in_a_cached_phase_goes_on_to_the_same_bytes(
     assert outcome(run) == outcome(whole)
 
 
-@pytest.mark.parametrize("images", [1, 17, pytest.param(29, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("images", [17, *(pytest.param(images, marks=pytest.mark.slow) for images in (1, 29))])
 def test_a_run_stopped_while_frozen_stages_are_passed_goes_on(
     tlkit: Tlkit,
     start_run: Callable[..., Any],
@@ -382,7 +387,7 @@ def test_a_run_stopped_while_frozen_stages_are_passed_goes_on(
     assert outcome(run) == outcome(whole)
 
 
-@pytest.mark.parametrize("why", ["budget", "disk", "folder"])
+@pytest.mark.parametrize("why", ["budget", *(pytest.param(why, marks=pytest.mark.slow) for why in ("disk", "folder"))])
 def test_a_resume_without_room_is_one_clear_line(
     tlkit: Tlkit,
     start_run: Callable[..., Any],
@@ -452,7 +457,7 @@ def test_it_says_that_features_were_there(start_run: Callable[..., Any], tmp_pat
         assert done.err.count("features of 36 of 36 images were there from an earlier run") == expected
 
 
-@pytest.mark.parametrize("images", [1, 16, 33])
+@pytest.mark.parametrize("images", [33, *(pytest.param(images, marks=pytest.mark.slow) for images in (1, 16))])
 def test_an_interrupted_first_pass_goes_on_where_it_was(
     start_run: Callable[..., Any],
     outcome: Outcome,

@@ -19,12 +19,7 @@ from tlkit.networks.stages import Stage, stages
 
 QUICK: dict[str, int] = {
     "resnet18": 32,
-    "densenet121": 32,
-    "tf_efficientnet_lite0": 32,
     "mobilenetv3_small_050": 32,
-    "convnext_atto": 32,
-    "regnety_002": 32,
-    "vit_tiny_patch16_224": 32,
     "deit_tiny_distilled_patch16_224": 32,
     "lenet": 32,
     **dict.fromkeys(("test_resnet", "test_vit", "test_vit2", "test_efficientnet", "test_convnext"), 64),
@@ -33,6 +28,11 @@ QUICK: dict[str, int] = {
 SLOW: dict[str, int] = {
     "alexnet": 96,
     "vgg11": 32,
+    "densenet121": 32,
+    "tf_efficientnet_lite0": 32,
+    "convnext_atto": 32,
+    "regnety_002": 32,
+    "vit_tiny_patch16_224": 32,
     "vgg11_bn": 32,
     "resnext50_32x4d": 32,
     "resnetv2_50": 32,

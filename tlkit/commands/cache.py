@@ -29,7 +29,7 @@ def cache(action: config.CacheAction, output: config.Output, console: Console) -
             ) from error
         console.line(f"{_megabytes(done.bytes)} removed from {kept.folder}")
         if done.in_use:
-            console.line(f"{done.in_use} parts are in use by a run and stay")
+            console.line(f"what a run is using stays (in {done.in_use} files)")
         summary |= {"removed_bytes": done.bytes, "removed": done.removed, "in_use": done.in_use}
     entries = kept.entries()
     rows = _rows(entries)

@@ -161,7 +161,7 @@ def _extract(
                 unfinished.add([int(row) for row in rows[found.numpy()]], means, unread)
         except CannotSplit as error:
             raise TlkitError(str(error), where=identity["stage"], remedy="choose another --stage") from error
-        seconds = time.monotonic() - began - passed.compile_seconds
+        seconds = time.monotonic() - began - passed.preparing_seconds
         left_out = [unfinished.bad[row] for row in unfinished.missing(len(samples)).tolist()]
         refuse_bad_files(left_out, len(samples), samples.root, on_error)
         report_skipped(console, left_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ class FrozenPass:
         self.whole = len(dataset) if whole is None else whole
         self.form: Form | None = Form("plain", lambda images: compute(network, images)) if plain else None
 
+        self.preparing_seconds = 0.0
+        """What choosing the form took, compilation included."""
+
     @property
     def compile_seconds(self) -> float:
         """What compiling took."""
@@ -111,6 +115,7 @@ class FrozenPass:
         """
         size = self.how.size
         if self.form is None:
+            began = time.monotonic()
             full = count >= size or self.how.compile == "always"
             self.form = quickest(
                 self.network,
@@ -121,6 +126,7 @@ class FrozenPass:
                 compile=self.how.compile,
                 say=self.how.say,
             )
+            self.preparing_seconds = time.monotonic() - began
         found = []
         for part in images.split(size):
             given = part if self.form.name == "plain" else _filled(part, size)

@@ -34,6 +34,8 @@ def outputs_at(network: nn.Module, modules: Sequence[str], images: Tensor) -> tu
         found[name] = output
         if len(found) == len(set(modules)):
             raise _Reached
+        if isinstance(output, Tensor):
+            found[name] = output.clone()  # a layer after it may work in place
 
     handles = [
         network.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: keep(name, output))
@@ -84,13 +86,16 @@ class Split:
         replaced = {name: (lambda *_, make=make, **__: empty(make)) for name, make in self.before.items()}
         replaced[self.boundary] = lambda *_, **__: given
         modules = {name: network.get_submodule(name) for name in replaced}
+        own = {name: module.__dict__["forward"] for name, module in modules.items() if "forward" in module.__dict__}
         try:
             for name, module in modules.items():
                 module.forward = replaced[name]
             yield empty(lambda count: torch.empty(count, *self.shape, device=given.device))
         finally:
-            for module in modules.values():
+            for name, module in modules.items():
                 module.__dict__.pop("forward", None)
+                if name in own:
+                    module.forward = own[name]
 
 
 def split_at(network: nn.Module, boundary: str, images: Tensor) -> Split:
@@ -113,7 +118,8 @@ def split_at(network: nn.Module, boundary: str, images: Tensor) -> Split:
     def done(name: str, output: Any) -> None:
         calls[name] = calls.get(name, 0) + 1
         if boundary not in finished:
-            finished[name] = output
+            # a layer after the boundary may work in place
+            finished[name] = output.clone() if name == boundary and isinstance(output, Tensor) else output
 
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name: done(name, output))
@@ -138,7 +144,7 @@ def split_at(network: nn.Module, boundary: str, images: Tensor) -> Split:
     before = {name: _maker(name, around[name], len(images)) for name in outermost}
     split = Split(boundary, before, tuple(images.shape[1:]))
     try:
-        with torch.no_grad(), split.spliced(network, given, poisoned=True) as dummy:
+        with torch.no_grad(), split.spliced(network, given.clone(), poisoned=True) as dummy:
             found = network(dummy)
     except Exception as error:  # whatever its code does with what it does not expect
         raise CannotSplit(f"{type(error).__name__}: {first_line(error)}") from error

@@ -290,9 +290,12 @@ class Prefix:
             todo = [self._room(maps, varied, training, stack), self._room(maps, [CENTER], watched, stack)]
             for views, lacking, writers in todo:  # room for everything before anything is computed
                 self._pass(maps, views, lacking, writers)
-        for view in (*varied, CENTER):
+        for view, rows in (*((view, training) for view in varied), (CENTER, watched)):
             entry = self.cache.open(self._key(maps[0], view))
             kept.entries[view], kept.places[view] = entry, entry.find(self._digests())
+            if (kept.places[view][rows] < 0).any():  # in the moment when nobody held it
+                kept.close()
+                raise NoRoom(f"{self.cache.folder} was cleared meanwhile")
 
     def _room(
         self, maps: Sequence[_Map], views: Sequence[str], rows: np.ndarray, stack: ExitStack
