@@ -340,8 +340,9 @@ def test_quiet_is_quiet(tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_
 
 
 def test_a_person_sees_a_table_and_what_comes_next(
-    tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_path: Path
+    tlkit: Tlkit, shapes: Path, small: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))  # nothing was computed before
     done = tlkit("finetune", shapes, *small, "--out", tmp_path / "run")
     assert "top-1" in done.out and f"tlkit predict {tmp_path / 'run'}" in done.out
     assert str(tmp_path / "run" / "report.html") in done.out
