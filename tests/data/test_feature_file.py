@@ -234,8 +234,7 @@ def test_nothing_read_yet_but_bad_files(out: Path) -> None:
 def test_a_stop_at_any_byte_leaves_whole_batches(begun: Path, out: Path, file: str) -> None:
     """Cut anywhere: what is left is a beginning of the batches, and goes on to the same file."""
     kept = {name: (begun / name).read_bytes() for name in (VALUES, ROWS, IDENTITY)}
-    batches = ([0, 1, 2, 3], [4, 6, 7], [8])
-    beginnings = [sum(batches[:count], []) for count in range(4)]
+    beginnings = [[], [0, 1, 2, 3], [0, 1, 2, 3, 4, 6, 7], [0, 1, 2, 3, 4, 6, 7, 8]]
     found = set()
     for size in range(len(kept[file])):
         for name, data in kept.items():
@@ -348,14 +347,6 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 # Not so yet
-
-
-@unix
-@pytest.mark.xfail(strict=True, reason="the file stays open, and locked, as long as the error lives")
-def test_a_refusal_lets_go_of_the_folder(begun: Path) -> None:
-    with pytest.raises(TlkitError, match="another model"), Unfinished(begun, WHO | {"model": "another"}):
-        pass
-    assert again(begun).missing(10).tolist() == [5, 9]
 
 
 @pytest.mark.xfail(strict=True, reason="the numbers of the lost identity stay in front of the new ones")

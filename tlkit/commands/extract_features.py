@@ -166,6 +166,7 @@ def _extract(
         refuse_bad_files(left_out, len(samples), samples.root, on_error)
         report_skipped(console, left_out)
         names = [samples.classes[label] for label in samples.labels]
+        run_folder.refuse_existing(out)  # it may have come while this worked
         unfinished.write(out, Columns(samples.paths, names, samples.splits.tolist()))
     shape, images = unfinished.shape, len(unfinished.rows)
     rate = len(rows) / max(seconds, 1e-9)
