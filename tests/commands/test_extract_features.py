@@ -919,7 +919,6 @@ def test_a_bad_file_can_be_removed(extract: Tlkit, broken: Path, tmp_path: Path,
     assert not decoded
 
 
-@pytest.mark.xfail(strict=True, reason="what it began is removed by one that came a moment later")
 @unix
 def test_one_that_came_a_moment_later_removes_nothing(
     extract: Tlkit, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -968,7 +967,6 @@ def test_a_kill_while_the_file_is_written_leaves_nothing_in_the_end(
     assert names(tmp_path) == {"f.npz"}
 
 
-@pytest.mark.xfail(strict=True, reason="a finished file is not looked beside")
 def test_a_stop_after_the_file_is_there_leaves_nothing_in_the_end(
     tlkit: Tlkit, extract: Tlkit, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

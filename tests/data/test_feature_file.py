@@ -349,7 +349,6 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # Not so yet
 
 
-@pytest.mark.xfail(strict=True, reason="the numbers of the lost identity stay in front of the new ones")
 def test_features_whose_identity_is_lost_are_not_used(begun: Path, out: Path) -> None:
     """Nobody knows what they are of: as where a kill interrupts the removal of the folder."""
     (begun / IDENTITY).unlink()
@@ -365,7 +364,7 @@ def test_features_whose_identity_is_lost_are_not_used(begun: Path, out: Path) ->
     "ending",
     [
         "npz",
-        pytest.param("parquet", marks=pytest.mark.xfail(strict=True, reason="pyarrow takes no such path")),
+        "parquet",
         "safetensors",
     ],
 )

@@ -18,7 +18,7 @@ from tlkit import __version__, config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
-from tlkit.data.feature_file import ROWS, Columns, Unfinished, refuse_unwritable, working_folder
+from tlkit.data.feature_file import Columns, Unfinished, refuse_unwritable, working_folder
 from tlkit.data.folders import Samples, read_images
 from tlkit.data.loading import ViewDataset, refuse_bad_files
 from tlkit.errors import TlkitError, UsageError, did_you_mean
@@ -51,6 +51,7 @@ def extract_features(
     if resume.resume is not None:
         out = resume.resume
         if out.exists():
+            shutil.rmtree(working_folder(out), ignore_errors=True)  # left by a stop in the last moment
             console.line(f"{out} is finished")
             return {"out": str(out)}
         recipe = run_folder.read_recipe(working_folder(out))
@@ -117,16 +118,13 @@ def _identity(loaded: Loaded, samples: Samples, stage: str, tta: str, how: How) 
 
 
 @contextmanager
-def _gone_on_with(out: Path, console: Console) -> Iterator[None]:
+def _gone_on_with(out: Path, unfinished: Unfinished, console: Console) -> Iterator[None]:
     """What is stopped can be gone on with, and the person is told how; a mistake before any work leaves nothing."""
-    folder = working_folder(out)
-    fresh = not folder.exists()
     try:
         yield
     except BaseException as error:
-        rows = folder / ROWS
-        if fresh and not rows.is_file():
-            shutil.rmtree(folder, ignore_errors=True)
+        if not (unfinished.rows or unfinished.bad):
+            shutil.rmtree(unfinished.folder, ignore_errors=True)
         elif not isinstance(error, TlkitError):
             console.warn(f"go on with: tlkit extract-features --resume {out}")
         raise
@@ -144,7 +142,7 @@ def _extract(
     console: Console,
 ) -> dict[str, Any]:
     began = time.monotonic()
-    with _gone_on_with(out, console), Unfinished(working_folder(out), identity) as unfinished:
+    with Unfinished(working_folder(out), identity) as unfinished, _gone_on_with(out, unfinished, console):
         if not (unfinished.folder / run_folder.RECIPE).is_file():
             run_folder.write_recipe(unfinished.folder, recipe)
         rows = unfinished.missing(len(samples))

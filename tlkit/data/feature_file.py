@@ -72,7 +72,9 @@ class Unfinished:
         if stored.is_file():
             _refuse_other(run_folder.read_json(stored), self.identity, self.folder)
             self._read()
-        else:
+        else:  # whatever else is there, nobody knows of which network
+            (self.folder / ROWS).unlink(missing_ok=True)
+            self._cut(0)
             run_folder.write_json(stored, self.identity)
         return self
 
@@ -194,7 +196,7 @@ def _write_parquet(
         [("path", text), ("label", text), ("split", text), ("features", pyarrow.list_(pyarrow.float32(), length))],
         metadata={"tlkit": json.dumps({**identity, "shape": shape[1:]})},
     )
-    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+    with path.open("wb") as file, pyarrow.parquet.ParquetWriter(file, schema) as writer:
         first = 0
         for chunk in chunks:
             last = first + len(chunk)
