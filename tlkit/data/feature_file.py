@@ -139,11 +139,16 @@ class Unfinished:
             [columns.label[row] for row in kept],
             [columns.split[row] for row in kept],
         )
-        values = np.memmap(self.folder / VALUES, dtype="<f4", mode="r", shape=(len(order), *self.shape))
-        several = max(1, CHUNK // max(_bytes(self.shape), 1))
-        chunks = (values[order[first : first + several]] for first in range(0, len(order), several))
+        shape, several = (len(order), *self.shape), max(1, CHUNK // max(_bytes(self.shape), 1))
+
+        def chunks() -> Iterator[np.ndarray]:
+            for first in range(0, len(order), several):  # mapped anew each time: pages that were read stay in memory
+                yield np.memmap(self.folder / VALUES, dtype="<f4", mode="r", shape=shape)[
+                    order[first : first + several]
+                ]
+
         with run_folder.atomically(out) as part:
-            WRITERS[out.suffix.lower()](part, chunks, (len(order), *self.shape), beside, self.identity)
+            WRITERS[out.suffix.lower()](part, chunks(), shape, beside, self.identity)
         shutil.rmtree(self.folder)
 
 
