@@ -138,6 +138,13 @@ class Data(Checked):
     select_on: Annotated[
         Literal["train", "val"], Opt("Choose by cross-validation inside train, or on val (then said so).")
     ] = "train"
+    folds: Annotated[
+        int | None,
+        Opt(
+            "Cross-validation: train on all but one part of the images and measure on that, in turn; then on all.",
+            min=2,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)
@@ -160,8 +167,20 @@ class EvalData(Checked):
 class NewImages(Checked):
     """Images to label."""
 
-    paths: Annotated[list[Path], Opt("Image files or folders (searched through).", positional=True)]
+    paths: Annotated[
+        list[Path],
+        Opt(
+            "Image files, folders (searched through), quoted patterns ('photos/**/*.jpg'), or - for a list of such"
+            " files and folders on stdin, one a line.",
+            metavar="PATH",
+            positional=True,
+        ),
+    ]
     top_k: Annotated[int, Opt("How many labels to list for each image.", min=1)] = 3
+    unsure_below: Annotated[
+        float | None,
+        Opt("Label 'unsure' where the highest probability is below this; by default never.", min=0, max=1),
+    ] = None
     on_error: Annotated[Literal["fail", "skip"], Opt("Unreadable images: stop and name each, or leave out.")] = "skip"
 
 
@@ -218,9 +237,51 @@ class Trained(Checked):
 class Views(Checked):
     """Test-time augmentation."""
 
-    tta: Annotated[Literal["center"], Opt("Views of each image whose probabilities (or features) are averaged.")] = (
-        "center"
-    )
+    tta: Annotated[
+        str,
+        Opt(
+            "Views of each image that are merged: center, flip, five-crop, ten-crop, multi-scale, or several joined by"
+            " + (multi-scale+ten-crop).",
+            metavar="VIEWS",
+        ),
+    ] = "center"
+
+
+@dataclass(frozen=True)
+class Merging(Checked):
+    """How the probabilities of an image's views become one."""
+
+    merge: Annotated[
+        Literal["mean", "geometric", "max"], Opt("Mean, geometric mean, or maximum over views, made to add up to 1.")
+    ] = "mean"
+
+
+@dataclass(frozen=True)
+class Calibration(Checked):
+    """Temperature scaling."""
+
+    calibrate: Annotated[
+        bool,
+        Opt("Fit a temperature on images that are then not reported on, and write the calibrated network as a run."),
+    ] = False
+
+
+@dataclass(frozen=True)
+class Compared(Checked):
+    """Networks to compare, and the images to compare them on."""
+
+    models: Annotated[list[str], Opt("Folders of runs, or timm model names.", metavar="RUN|MODEL", positional=True)]
+    data: Annotated[
+        Path | None, Opt("Labelled images, as for finetune; by default the data that the runs were trained on.")
+    ] = None
+    split: Annotated[
+        Literal["auto", "train", "val", "test", "all"], Opt("Which images; auto takes test, else val, else all.")
+    ] = "auto"
+    on_error: Annotated[Literal["fail", "skip"], Opt("Unreadable images: stop and name each, or leave out.")] = "fail"
+    format: Annotated[
+        Literal["table", "json", "markdown", "html"] | None,
+        Opt("How to print or write it; by default what the ending of --out says, else a table."),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from tlkit.data.loading import (
     refuse_bad_files,
     unreadable_files,
 )
-from tlkit.data.transforms import center, center_and_mirror, least_side, resize
+from tlkit.data.transforms import View, center, least_side, resize
 from tlkit.errors import TlkitError
 from tlkit.preprocessing import Preprocessing
 
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def batches(folder: Path, workers: int | str | None, batch_size: int = 4) -> list[Batch]:
-    dataset = ViewDataset(folder, NAMES, PREPROCESSING, center_and_mirror)
+    dataset = ViewDataset(folder, NAMES, PREPROCESSING, View(mirrored=True))
     if isinstance(workers, str):
         return list(load_in_turns(dataset, batch_size=batch_size))
     return list(load(dataset, batch_size=batch_size, workers=workers))
@@ -69,24 +69,25 @@ def test_batches_are_what_decoding_by_hand_gives(workers: int | str | None, batc
     for row, views in zip(rows, images, strict=True):
         image = decode(folder / NAMES[row], min_side=least_side(PREPROCESSING))
         assert views.dtype == torch.uint8 and views.shape == (2, 3, 16, 16)
-        assert torch.equal(views, center_and_mirror(resize(image, PREPROCESSING), 16))
+        resized = resize(image, PREPROCESSING)
+        assert torch.equal(views, torch.cat([center(resized, 16), center(resized.flip(-1), 16)]))
     bad = dict(pair for batch in found for pair in batch.bad)
     assert {row: file.path for row, file in bad.items()} == {row: NAMES[row] for row in BAD}
     assert all(bad[row].reason.startswith(reason) for row, reason in BAD.items())
 
 
 def test_a_batch_of_bad_files_alone(folder: Path) -> None:
-    (batch,) = load(ViewDataset(folder, ["missing.jpg"], PREPROCESSING, center), batch_size=4, workers=0)
+    (batch,) = load(ViewDataset(folder, ["missing.jpg"], PREPROCESSING, View()), batch_size=4, workers=0)
     assert batch.images.dtype == torch.uint8 and len(batch.images) == len(batch.rows) == 0
     assert batch.bad == [(0, BadFile("missing.jpg", "no such file"))]
 
 
 def test_no_paths_no_batches(folder: Path) -> None:
-    assert list(load(ViewDataset(folder, [], PREPROCESSING, center), batch_size=4, workers=None)) == []
+    assert list(load(ViewDataset(folder, [], PREPROCESSING, View()), batch_size=4, workers=None)) == []
 
 
 def test_absolute_paths_stand_by_themselves(folder: Path) -> None:
-    dataset = ViewDataset(Path("elsewhere"), [str(folder / "0.jpg")], PREPROCESSING, center)
+    dataset = ViewDataset(Path("elsewhere"), [str(folder / "0.jpg")], PREPROCESSING, View())
     assert isinstance(dataset[0][1], torch.Tensor)
 
 
@@ -95,11 +96,11 @@ def test_an_error_of_ours_is_not_taken_for_a_bad_file(folder: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        list(load(ViewDataset(folder, NAMES, PREPROCESSING, broken), batch_size=4, workers=0))
+        list(load(ViewDataset(folder, NAMES, PREPROCESSING, View(crops=broken)), batch_size=4, workers=0))
 
 
 def test_a_dataset_and_its_findings_can_be_sent_to_another_process(folder: Path) -> None:
-    dataset = pickle.loads(pickle.dumps(ViewDataset(folder, NAMES, PREPROCESSING, center)))
+    dataset = pickle.loads(pickle.dumps(ViewDataset(folder, NAMES, PREPROCESSING, View())))
     row, views = dataset[5]
     assert row == 5 and isinstance(views, torch.Tensor), "also with a name that is not valid Unicode"
     assert pickle.loads(pickle.dumps(dataset[4])) == (4, BadFile("empty.jpg", "the file is empty"))
@@ -108,13 +109,13 @@ def test_a_dataset_and_its_findings_can_be_sent_to_another_process(folder: Path)
 SPAWNED = """
 import multiprocessing, pathlib, sys
 from tlkit.data.loading import ViewDataset, load
-from tlkit.data.transforms import center
+from tlkit.data.transforms import View
 from tlkit.preprocessing import Preprocessing
 
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
     like = Preprocessing(16, 0.8, "center", "bilinear", (0.5,) * 3, (0.5,) * 3)
-    dataset = ViewDataset(pathlib.Path(sys.argv[1]), sys.argv[2:], like, center)
+    dataset = ViewDataset(pathlib.Path(sys.argv[1]), sys.argv[2:], like, View())
     for batch in load(dataset, batch_size=4, workers=1):
         print(batch.rows.tolist(), int(batch.images.sum()), [(row, file.path) for row, file in batch.bad])
 """
@@ -126,7 +127,7 @@ def test_spawned_workers(folder: Path, tmp_path: Path) -> None:
     names = [name for name in NAMES if name != UNDECODABLE]
     done = subprocess.run([sys.executable, script, folder, *names], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    dataset = ViewDataset(folder, names, PREPROCESSING, center)
+    dataset = ViewDataset(folder, names, PREPROCESSING, View())
     expected = [
         f"{batch.rows.tolist()} {int(batch.images.sum())} {[(row, file.path) for row, file in batch.bad]}"
         for batch in load(dataset, batch_size=4, workers=0)
@@ -141,7 +142,7 @@ def test_spawned_workers(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
 def test_in_turns_the_batches_are_the_same(count: int, batch_size: int, folder: Path) -> None:
     """Also where images are fewer or more than threads decode at once."""
-    dataset = ViewDataset(folder, (NAMES * 5)[:count], PREPROCESSING, center)
+    dataset = ViewDataset(folder, (NAMES * 5)[:count], PREPROCESSING, View())
     expected = list(load(dataset, batch_size=batch_size, workers=0))
     found = list(load_in_turns(dataset, batch_size=batch_size))
     assert len(found) == len(expected) == -(-count // batch_size)

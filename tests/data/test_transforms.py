@@ -11,7 +11,7 @@ import torch
 import torchvision.transforms.v2.functional
 from PIL import Image
 
-from tlkit.data.transforms import LONGEST, center, center_and_mirror, normalise, resize
+from tlkit.data.transforms import LONGEST, View, center, normalise, resize
 from tlkit.preprocessing import Preprocessing
 
 IMAGENET = Preprocessing(
@@ -120,8 +120,8 @@ def test_border_is_filled_with_the_mean() -> None:
 
 
 def test_mirror() -> None:
-    image = torch.arange(3 * 40 * 50, dtype=torch.int32).view(3, 40, 50).to(torch.uint8)
-    views = center_and_mirror(image, 32)
+    preprocessing = replace(IMAGENET, size=32, crop=0.8)
+    resized = resize(picture(50, 41), preprocessing)
+    views = View(mirrored=True)(picture(50, 41), preprocessing)
     assert views.shape == (2, 3, 32, 32)
-    assert torch.equal(views[0], center(image, 32)[0]) and torch.equal(views[1], views[0].flip(-1))
-    assert torch.equal(views[0], image[:, 4:36, 9:41])
+    assert torch.equal(views[0], center(resized, 32)[0]) and torch.equal(views[1], center(resized.flip(-1), 32)[0])

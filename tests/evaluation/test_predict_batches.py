@@ -12,7 +12,7 @@ import torch
 
 from tlkit import compute, config
 from tlkit.data.loading import ViewDataset
-from tlkit.data.transforms import center, center_and_mirror
+from tlkit.data.transforms import View
 from tlkit.evaluation.predict import collect, predict_batches
 from tlkit.networks.build import Loaded
 from tlkit.networks.forward import set_classifier
@@ -43,7 +43,7 @@ def network(shapes: Path, paths: list[str]) -> Any:
     """With a random classifier of centred features, so large that one class after another is likely."""
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=6).eval()
-    dataset = ViewDataset(shapes, paths, PREPROCESSING, center)
+    dataset = ViewDataset(shapes, paths, PREPROCESSING, View())
     pooled = torch.from_numpy(extract(network, dataset, How(compute.accelerator(FP32), workers=0)).values[:, 0])
     weight = torch.randn(6, pooled.shape[1]) / pooled.std(0).clamp(min=1e-3) / 8
     set_classifier(network, weight, -weight @ pooled.mean(0))
@@ -51,7 +51,7 @@ def network(shapes: Path, paths: list[str]) -> Any:
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 0), (5, 0), (5, 2), (None, None)])
-@pytest.mark.parametrize("view", [center, center_and_mirror])
+@pytest.mark.parametrize("view", [View(), View(mirrored=True)])
 def test_views_are_averaged_as_probabilities(
     network: Any, shapes: Path, paths: list[str], view: Any, batch_size: int | None, workers: int | None
 ) -> None:
@@ -73,10 +73,10 @@ def test_views_are_averaged_as_probabilities(
 def test_rows_stay_with_their_images(network: Any, shapes: Path, paths: list[str], bad: set[int]) -> None:
     accelerator = compute.accelerator(FP32)
     whole = collect(
-        predict_batches(network, ViewDataset(shapes, paths, PREPROCESSING, center), How(accelerator, workers=0))
+        predict_batches(network, ViewDataset(shapes, paths, PREPROCESSING, View()), How(accelerator, workers=0))
     )
     named = [f"gone/{row}.png" if row in bad else path for row, path in enumerate(paths)]
-    dataset = ViewDataset(shapes, named, PREPROCESSING, center)
+    dataset = ViewDataset(shapes, named, PREPROCESSING, View())
     found = collect(predict_batches(network, dataset, How(accelerator, batch_size=2, workers=0)))
     assert [file.path for file in found.bad] == [f"gone/{row}.png" for row in sorted(bad)]
     assert found.rows.tolist() == [row for row in range(12) if row not in bad]
@@ -88,7 +88,7 @@ def test_rows_stay_with_their_images(network: Any, shapes: Path, paths: list[str
 
 def test_batches_come_one_by_one(network: Any, shapes: Path, paths: list[str]) -> None:
     """So that a million images need no more memory than a batch."""
-    dataset = ViewDataset(shapes, paths, PREPROCESSING, center)
+    dataset = ViewDataset(shapes, paths, PREPROCESSING, View())
     parts = predict_batches(network, dataset, How(compute.accelerator(FP32), batch_size=5, workers=0))
     assert iter(parts) is parts
     assert next(parts).rows.tolist() == [0, 1, 2, 3, 4]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tlkit import compute, config
 from tlkit.data import loading
 from tlkit.data.loading import BadFile, ViewDataset
-from tlkit.data.transforms import center, center_and_mirror, normalise
+from tlkit.data.transforms import View, normalise
 from tlkit.networks import quick
 from tlkit.networks.forward import BATCH_SIZES, features_of, logits_of
 from tlkit.networks.frozen_pass import FrozenPass, How
@@ -438,7 +438,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("view", [center, center_and_mirror])
+@pytest.mark.parametrize("view", [View(), View(mirrored=True)])
 @pytest.mark.parametrize("workers", [None, 0, 1])
 def test_files_that_cannot_be_decoded_are_told_with_their_reason(
     view: Any, workers: int | None, folder: Path, form: str

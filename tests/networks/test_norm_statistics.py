@@ -16,7 +16,7 @@ from torch import nn
 
 from tlkit import compute, config
 from tlkit.data.loading import ViewDataset
-from tlkit.data.transforms import center, normalise
+from tlkit.data.transforms import View, normalise
 from tlkit.errors import TlkitError
 from tlkit.networks.frozen_pass import How
 from tlkit.networks.norm_statistics import Estimated, _Gathered, estimate_statistics
@@ -43,7 +43,7 @@ def photos(tmp_path_factory: Any) -> list[Path]:
 def estimate(
     network: nn.Module, paths: list[Path], batch_size: int | None = None, precision: Any = "fp32"
 ) -> Estimated:
-    dataset = ViewDataset(Path(), [str(path) for path in paths], PREPROCESSING, center)
+    dataset = ViewDataset(Path(), [str(path) for path in paths], PREPROCESSING, View())
     accelerator = compute.accelerator(config.Compute(device="cpu", precision=precision))
     return estimate_statistics(network, dataset, How(accelerator, batch_size, workers=0))
 

@@ -15,7 +15,7 @@ from timm.data import create_transform
 
 from tlkit import compute, config
 from tlkit.data.loading import ViewDataset
-from tlkit.data.transforms import center, center_and_mirror
+from tlkit.data.transforms import View
 from tlkit.networks.build import Loaded
 from tlkit.networks.frozen_pass import How
 from tlkit.preprocessing import Preprocessing
@@ -47,7 +47,7 @@ def paths(shapes: Path) -> list[str]:
 
 def test_features_are_timms(network: Any, shapes: Path, paths: list[str]) -> None:
     """timm's own preprocessing and ``forward_head(pre_logits=True)``, image by image."""
-    dataset = ViewDataset(shapes, paths, PREPROCESSING, center)
+    dataset = ViewDataset(shapes, paths, PREPROCESSING, View())
     found = extract(network, dataset, How(compute.accelerator(FP32), batch_size=4, workers=0))
     assert (found.values.shape, found.values.dtype) == ((11, 1, network.head_hidden_size), np.float32)
     assert found.rows.tolist() == list(range(11))
@@ -67,7 +67,7 @@ def test_features_are_timms(network: Any, shapes: Path, paths: list[str]) -> Non
 def test_batches_and_workers_change_nothing(
     network: Any, shapes: Path, paths: list[str], batch_size: int | None, workers: int | None
 ) -> None:
-    dataset, accelerator = ViewDataset(shapes, paths, PREPROCESSING, center), compute.accelerator(FP32)
+    dataset, accelerator = ViewDataset(shapes, paths, PREPROCESSING, View()), compute.accelerator(FP32)
     reference = extract(network, dataset, How(accelerator, batch_size=5, workers=0))
     found = extract(network, dataset, How(accelerator, batch_size, workers))
     assert found.rows.tolist() == reference.rows.tolist()
@@ -81,12 +81,12 @@ def test_mirror_images_are_second_views(network: Any, shapes: Path, paths: list[
             mirrored = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             mirrored.save((tmp_path / path).with_suffix(".png"))
     accelerator, squashed = compute.accelerator(FP32), replace(PREPROCESSING, crop=1, crop_mode="squash")
-    both = extract(network, ViewDataset(shapes, paths, squashed, center_and_mirror), How(accelerator, workers=0))
+    both = extract(network, ViewDataset(shapes, paths, squashed, View(mirrored=True)), How(accelerator, workers=0))
     assert both.values.shape[:2] == (11, 2)
     others = [str(Path(path).with_suffix(".png")) for path in paths]
-    mirror = extract(network, ViewDataset(tmp_path, others, squashed, center), How(accelerator, workers=0))
+    mirror = extract(network, ViewDataset(tmp_path, others, squashed, View()), How(accelerator, workers=0))
     np.testing.assert_allclose(both.values[:, 1], mirror.values[:, 0], rtol=1e-3, atol=1e-3)
-    plain = extract(network, ViewDataset(shapes, paths, squashed, center), How(accelerator, workers=0))
+    plain = extract(network, ViewDataset(shapes, paths, squashed, View()), How(accelerator, workers=0))
     np.testing.assert_allclose(both.values[:, 0], plain.values[:, 0], rtol=1e-4, atol=1e-5)
 
 
@@ -97,9 +97,9 @@ def test_what_cannot_be_read_is_listed_and_moves_nothing(
 ) -> None:
     """Batches of three: among them some that are bad as a whole."""
     accelerator = compute.accelerator(FP32)
-    whole = extract(network, ViewDataset(shapes, paths, PREPROCESSING, center), How(accelerator, workers=0))
+    whole = extract(network, ViewDataset(shapes, paths, PREPROCESSING, View()), How(accelerator, workers=0))
     named = [f"gone/{row}.jpg" if row in bad else path for row, path in enumerate(paths)]
-    dataset = ViewDataset(shapes, named, PREPROCESSING, center)
+    dataset = ViewDataset(shapes, named, PREPROCESSING, View())
     found = extract(network, dataset, How(accelerator, batch_size=3, workers=workers))
     assert [file.path for file in found.bad] == [f"gone/{row}.jpg" for row in sorted(bad)]
     assert all(file.reason for file in found.bad)
@@ -108,7 +108,7 @@ def test_what_cannot_be_read_is_listed_and_moves_nothing(
 
 
 def test_nothing_at_all_can_be_read(network: Any, tmp_path: Path) -> None:
-    dataset = ViewDataset(tmp_path, ["a.jpg", "b.jpg"], PREPROCESSING, center)
+    dataset = ViewDataset(tmp_path, ["a.jpg", "b.jpg"], PREPROCESSING, View())
     found = extract(network, dataset, How(compute.accelerator(FP32), workers=0))
     assert (len(found.rows), len(found.values), len(found.bad)) == (0, 0, 2)
 
@@ -117,7 +117,7 @@ def test_progress_is_told_in_images(network: Any, shapes: Path, paths: list[str]
     told: list[tuple[str, int, int]] = []
     extract(
         network,
-        ViewDataset(shapes, [*paths, "gone.jpg"], PREPROCESSING, center),
+        ViewDataset(shapes, [*paths, "gone.jpg"], PREPROCESSING, View()),
         How(compute.accelerator(FP32), batch_size=5, workers=0, progress=lambda *now: told.append(now)),
     )
     assert told == [("features", done, 12) for done in (0, 5, 10, 12)]
@@ -128,14 +128,14 @@ def test_the_network_is_left_as_it_was(network: Any, shapes: Path, paths: list[s
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.train()
     accelerator = compute.accelerator(config.Compute(device="cpu", precision=precision))
-    extract(network, ViewDataset(shapes, paths, PREPROCESSING, center_and_mirror), How(accelerator, workers=0))
+    extract(network, ViewDataset(shapes, paths, PREPROCESSING, View(mirrored=True)), How(accelerator, workers=0))
     after = network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
 def test_bf16_is_near_fp32(network: Any, shapes: Path, paths: list[str]) -> None:
-    dataset = ViewDataset(shapes, paths, PREPROCESSING, center)
+    dataset = ViewDataset(shapes, paths, PREPROCESSING, View())
     found = [
         extract(network, dataset, How(compute.accelerator(config.Compute("cpu", precision)), workers=0)).values
         for precision in ("fp32", "bf16")

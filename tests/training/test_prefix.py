@@ -22,7 +22,7 @@ from tlkit.data.batches import BatchPlan
 from tlkit.data.decode import decode
 from tlkit.data.folders import Samples, read_samples
 from tlkit.data.training import TrainingBatches, TrainingDataset, seed_of
-from tlkit.data.transforms import center, normalise
+from tlkit.data.transforms import View, normalise
 from tlkit.errors import TlkitError
 from tlkit.evaluation.predict import collect, predict_batches
 from tlkit.networks.build import Loaded, build
@@ -220,7 +220,7 @@ def test_predictions_from_kept_outputs_are_the_networks_own(made: Made, model: s
     kept = made.kept(loaded)
     assert kept.knows(WATCH) and not kept.knows(TRAIN)
     samples = made.samples.take(WATCH)
-    dataset = loading.ViewDataset(samples.root, samples.paths, loaded.preprocessing, center)
+    dataset = loading.ViewDataset(samples.root, samples.paths, loaded.preprocessing, View())
     expected = collect(predict_batches(loaded.network, dataset, kept.how)).probabilities
     np.testing.assert_allclose(kept.predict(loaded.network, WATCH), expected, rtol=2e-2, atol=2e-3)
 

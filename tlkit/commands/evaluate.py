@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +10,33 @@ import numpy as np
 import torch
 
 from tlkit import __version__, config, run_folder
+from tlkit.commands.calibrating import calibrate, choose_parts, refuse_unfit, write_calibrated
 from tlkit.commands.console import Console
-from tlkit.commands.labelled import (
-    metrics_table,
-    report_skipped,
-    skipped,
-    stored_split,
-    write_predictions,
-    write_report,
-)
+from tlkit.commands.labelled import report_skipped, skipped, write_predictions, write_report
+from tlkit.commands.measuring import Aligned, align, differences, part_named, predictions, read_images
 from tlkit.commands.passing import how
-from tlkit.data.folders import Samples, read_samples
-from tlkit.data.loading import ViewDataset, refuse_bad_files
-from tlkit.errors import TlkitError, UsageError
-from tlkit.evaluation.metrics import metrics, per_class
-from tlkit.evaluation.predict import collect, predict_batches
-from tlkit.evaluation.views import VIEWS
+from tlkit.data.folders import Samples
+from tlkit.evaluation.comparison import mcnemar
+from tlkit.evaluation.grad_cam import heat_maps
+from tlkit.evaluation.metrics import confusion_matrix, coverage, measured, per_class, reliability
+from tlkit.evaluation.predict import Predictions
+from tlkit.evaluation.views import remark, views_named
 from tlkit.networks import imagenet
 from tlkit.networks.build import Loaded, build
 from tlkit.networks.frozen_pass import How
 
-
-@dataclass(frozen=True)
-class Aligned:
-    """Labelled images in terms of a network's classes.
-
-    Args:
-        samples: Images of classes that the network knows; labels index the network's classes.
-        unknown: Class folders that the network does not know, with their images.
-        missing: Classes of the network that the data does not have.
-    """
-
-    samples: Samples
-    unknown: dict[str, int]
-    missing: list[str]
+MATRIX_CLASSES = 100
+"""Up to so many classes the whole confusion matrix is in the JSON object; ``confusions.csv`` has it for any number."""
+CONFUSIONS = "confusions.csv"
+SHOWN = 10
 
 
 def evaluate(
     network: config.Trained,
     data: config.EvalData,
     views: config.Views,
+    merging: config.Merging,
+    calibration: config.Calibration,
     preprocess: config.Preprocess,
     compute: config.Compute,
     passing: config.Passing,
@@ -60,148 +46,204 @@ def evaluate(
     """Measure a run or a pretrained model; see ``tlkit evaluate --help``."""
     started = time.monotonic()
     run_folder.refuse_existing(output.out)
-    samples, part = _read(network.model, data)
+    view = views_named(views.tta)
+    samples = read_images([network.model], data.data, "evaluate")
+    part, mask = part_named(samples, data.split)
+    fitted_on = ""
+    if calibration.calibrate:
+        fitted_on, samples, mask = choose_parts(samples, part, mask, views.tta, compute.seed)
     torch.manual_seed(compute.seed)
     loaded = build(network.model, network.weights, preprocess)
-    for remark in (*loaded.remarks, *samples.remarks()):
-        console.warn(remark)
-    aligned = align(samples, loaded)
-    for line in _differences(aligned, loaded):
-        console.warn(line)
+    remarks = [*loaded.remarks, *samples.remarks()]
+    if calibration.calibrate:
+        refuse_unfit(loaded)
+    aligned = align(samples.take(mask), loaded)
+    for line in (*remarks, remark(view, loaded.preprocessing), *differences(aligned, loaded)):
+        if line:
+            console.warn(line)
     if output.plan:
         return _plan(aligned, loaded, part, views.tta, console)
-    return _measure(loaded, aligned, part, started, (data, views, output), how(compute, console, passing), console)
-
-
-def _measure(
-    loaded: Loaded,
-    aligned: Aligned,
-    part: str,
-    started: float,
-    options: tuple[config.EvalData, config.Views, config.Output],
-    how: How,
-    console: Console,
-) -> dict[str, Any]:
-    data, views, output = options
-    samples = aligned.samples
-    dataset = ViewDataset(samples.root, samples.paths, loaded.preprocessing, VIEWS[views.tta])
-    found = collect(predict_batches(loaded.network, dataset, how))
-    refuse_bad_files(found.bad, len(samples), samples.root, data.on_error)
+    passes = how(compute, console, passing)
+    read, found = predictions(loaded, aligned.samples, view, merging.merge, data.on_error, passes)
+    if not passes.accelerator.is_main_process:
+        return {}
     report_skipped(console, found.bad)
-    samples = samples.take(found.rows)
-    classes = imagenet.describe(samples.classes)
-    figures = metrics(found.probabilities, samples.labels)
-    summary = {
-        "model": loaded.name,
-        "weights": loaded.weights,
-        "split": part,
-        "tta": views.tta,
-        "metrics": figures,
-        "per_class": per_class(found.probabilities.argmax(1), samples.labels, samples.classes),
+    told: dict[str, Any] = {"model": loaded.name, "weights": loaded.weights, "split": part, "tta": views.tta}
+    calibrated = None
+    if calibration.calibrate:
+        calibrated = calibrate(found, read, fitted_on, part)
+        read, found = calibrated.samples, calibrated.predictions
+        told |= {"calibration": calibrated.told}
+    summary = told | _figures(read, found, part, views, merging, view.count(loaded.preprocessing))
+    summary |= {
         "unknown_classes": aligned.unknown,
         "missing_classes": aligned.missing,
+        "data": _counts(samples),
         "skipped_files": skipped(found.bad),
         "preprocessing": loaded.preprocessing.to_dict(),
-        "device": str(how.accelerator.device),
-        "precision": how.accelerator.mixed_precision,
+        "device": str(passes.accelerator.device),
+        "precision": passes.accelerator.mixed_precision,
     }
-    metrics_table(console, f"{loaded.title} on {samples.root}", {part: figures})
-    if output.out is not None:
+    classes = imagenet.describe(read.classes)
+    _show(console, f"{loaded.title} on {read.root}", summary, classes)
+    if output.out is not None or calibrated is not None:
         folder = run_folder.new_run(output.out, "evaluate")
         summary["run"] = str(folder)
-        told = {
-            "command": "evaluate",
-            "version": __version__,
-            "seconds": round(time.monotonic() - started, 3),
-        } | summary
-        _write(folder, told, samples, found.probabilities, classes)
+        groups = (network, data, views, merging, calibration, preprocess, compute, passing)
+        recipe = config.effective_recipe("evaluate", groups) | {"data": str(read.root.resolve())}
+        if calibrated is not None:
+            write_calibrated(folder, loaded, calibrated, samples)
+        _write(folder, loaded, summary, read, found, classes, recipe, passes, started)
         console.line(f"report  {folder / run_folder.REPORT}")
-    _show_worst(console, summary["per_class"], classes)
+        if calibrated is not None:
+            console.line(f"next    tlkit predict {folder} PHOTOS")
     return summary
 
 
-def _read(model: str, data: config.EvalData) -> tuple[Samples, str]:
-    """The images to measure on, and the name of their split; on a run's own data by its stored split."""
-    own = _own_data(Path(model))
-    folder = data.data if data.data is not None else own
-    if folder is None:
-        raise UsageError("missing argument DATA", where="tlkit evaluate", remedy="give the folder of labelled images")
-    samples = read_samples(folder)
-    if own is not None and own.exists() and folder.exists() and own.samefile(folder):
-        samples = stored_split(samples, Path(model))
-    part = data.split
-    if part == "auto":
-        part = next((name for name in ("test", "val") if name in samples.splits), "all")
-    if part != "all":
-        if part not in samples.splits:
-            there = ", ".join(sorted(set(samples.splits.tolist()) - {""})) or "none"
-            raise TlkitError(f"the data has no split '{part}'", where=folder, remedy=f"it has: {there}; or use all")
-        samples = samples.take(samples.splits == part)
-    return samples, part
+def _figures(
+    samples: Samples, found: Predictions, part: str, views: config.Views, merging: config.Merging, count: int
+) -> dict[str, Any]:
+    """What the predictions say of the network, for people who look at it from several sides."""
+    probabilities, labels = found.probabilities, samples.labels
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    right = predicted == labels
+    out: dict[str, Any] = {
+        "merge": merging.merge,
+        "metrics": measured(probabilities, labels),
+        "per_class": per_class(probabilities, labels, samples.classes),
+        "reliability": reliability(confidence, right),
+        "coverage": coverage(confidence, right),
+        "network_seconds": round(found.network_seconds, 3),
+        "network_images_per_second": round(len(labels) / max(found.network_seconds, 1e-9), 2),
+    }
+    if len(samples.classes) <= MATRIX_CLASSES:
+        out["confusion_matrix"] = confusion_matrix(predicted, labels, len(samples.classes)).tolist()
+    if views.tta != "center":
+        center = found.center == labels
+        test = mcnemar(right, center)
+        out["tta_audit"] = {
+            "center_top1": float(center.mean()),
+            "fixed": test["only_first"],
+            "broken": test["only_second"],
+            "p": test["p"],
+            "views": count,
+            "network_seconds": round(found.network_seconds, 3),
+        }
+    return out
 
 
-def _own_data(run: Path) -> Path | None:
-    """What a run was trained on; None for a model, and for a network that was copied without its recipe."""
-    if not run_folder.is_run(run) or not (run / run_folder.RECIPE).is_file():
-        return None
-    data = run_folder.read_recipe(run).get("data")
-    return Path(data) if data else None
-
-
-def align(samples: Samples, loaded: Loaded) -> Aligned:
-    """Say the labels of ``samples`` in the network's classes, by name.
-
-    Raises:
-        TlkitError: Nobody knows what the network's outputs mean, or it knows none of the classes.
-    """
-    if loaded.classes is None:
-        raise TlkitError(
-            "nobody knows what its outputs mean", where=loaded.name, remedy="evaluate a run, or an ImageNet model"
-        )
-    index = imagenet.align(samples.classes, loaded.classes)
-    labels = index[samples.labels]
-    known = labels >= 0
-    if not known.any():
-        remedy = f"it knows {', '.join(loaded.classes[:4])}{' ...' if len(loaded.classes) > 4 else ''}"
-        raise TlkitError("the network knows none of these classes", where=samples.root, remedy=remedy)
-    unknown = {name: int((samples.labels == row).sum()) for row, name in enumerate(samples.classes) if index[row] < 0}
-    there = set(labels[known].tolist())
-    missing = [name for row, name in enumerate(loaded.classes) if row not in there]
-    renamed = replace(samples, labels=labels, classes=loaded.classes)
-    return Aligned(renamed.take(known), unknown, missing)
-
-
-def _differences(aligned: Aligned, loaded: Loaded) -> list[str]:
-    lines = []
-    if aligned.unknown:
-        names = ", ".join(f"{name} ({count})" for name, count in list(aligned.unknown.items())[:5])
-        count = sum(aligned.unknown.values())
-        lines.append(
-            f"{count} images of {len(aligned.unknown)} classes that the network does not know are left out: {names}"
-        )
-    if aligned.missing and loaded.classes:
-        names = ", ".join(imagenet.describe(aligned.missing)[:5])
-        lines.append(
-            f"{len(aligned.missing)} of the network's {len(loaded.classes)} classes have no image here: {names}"
-        )
-    return lines
+def _counts(samples: Samples) -> dict[str, dict[str, int]]:
+    """Images of each class and split; of a split that the data does not name, under ``images``."""
+    names = [name or "images" for name in samples.splits.tolist()]
+    counts: dict[str, dict[str, int]] = {name: {} for name in samples.classes}
+    for label, name in zip(samples.labels.tolist(), names, strict=True):
+        of_class = counts[samples.classes[label]]
+        of_class[name] = of_class.get(name, 0) + 1
+    return counts
 
 
 def _write(
-    folder: Path, summary: dict[str, Any], samples: Samples, probabilities: np.ndarray, names: tuple[str, ...]
+    folder: Path,
+    loaded: Loaded,
+    summary: dict[str, Any],
+    samples: Samples,
+    found: Predictions,
+    names: tuple[str, ...],
+    recipe: dict[str, Any],
+    how: How,
+    started: float,
 ) -> None:
-    write_predictions(folder, samples, probabilities, summary["skipped_files"])
+    text = run_folder.write_recipe(folder, recipe)
+    write_predictions(folder, samples, found.probabilities, summary["skipped_files"])
+    predicted = found.probabilities.argmax(1)
+    cells, counts = np.unique(np.stack([samples.labels, predicted]), axis=1, return_counts=True)
+    rows = [
+        (samples.classes[true], samples.classes[guess], count)
+        for true, guess, count in zip(*cells.tolist(), counts.tolist(), strict=True)
+    ]
+    run_folder.write_rows(folder / CONFUSIONS, ("class", "predicted", "images"), rows)
+    told = {"command": "evaluate", "version": __version__, "seconds": round(time.monotonic() - started, 3)} | summary
     title = f"evaluate {samples.root.absolute().name}"
-    write_report(folder, title, summary, summary["split"], names, samples, probabilities, "")
-    run_folder.write_json(folder / run_folder.SUMMARY, summary)
+    heat = heat_maps(loaded, samples, predicted, how)
+    write_report(folder, title, told, summary["split"], names, samples, found.probabilities, text, heat=heat)
+    run_folder.write_json(folder / run_folder.SUMMARY, told)
+
+
+FIGURES = (
+    ("top1", "top-1 accuracy"),
+    ("top5", "top-5 accuracy"),
+    ("balanced_accuracy", "balanced accuracy"),
+    ("macro_f1", "macro F1"),
+    ("auroc", "AUROC, one against the rest"),
+    ("loss", "loss (nats)"),
+    ("brier", "Brier score"),
+    ("ece", "calibration error (ECE)"),
+)
+
+
+def _show(console: Console, title: str, summary: dict[str, Any], names: tuple[str, ...]) -> None:
+    figures, part = summary["metrics"], summary["split"]
+    cells = [
+        [name, figures[key], "{:.3f} to {:.3f}".format(*figures[f"{key}_ci95"])]
+        for key, name in FIGURES
+        if key in figures
+    ]
+    console.table(title, [f"{figures['images']} images of {part}", "", "95 % interval"], cells)
+    _show_views(console, summary)
+    _show_calibration(console, summary)
+    _show_coverage(console, summary)
+    _show_worst(console, summary["per_class"], names)
+
+
+def _show_views(console: Console, summary: dict[str, Any]) -> None:
+    if "tta_audit" not in summary:
+        return
+    audit, top1, count = summary["tta_audit"], summary["metrics"]["top1"], summary["tta_audit"]["views"]
+    seconds = audit["network_seconds"]
+    console.line(
+        f"{summary['tta']}: top-1 {top1:.3f}, the centre alone {audit['center_top1']:.3f};"
+        f" {audit['fixed']} put right, {audit['broken']} put wrong (p {audit['p']:.2g})"
+    )
+    console.line(f"{count} views: the network took {seconds:.1f} s, about {seconds / count:.1f} s of it for the centre")
+    if audit["broken"] > audit["fixed"] and audit["p"] < 0.05:
+        console.warn(f"--tta {summary['tta']} hurts here: leave it out")
+    elif audit["broken"] >= audit["fixed"]:
+        console.warn(f"--tta {summary['tta']} gains nothing here, for {count} times the work")
+
+
+def _show_calibration(console: Console, summary: dict[str, Any]) -> None:
+    if "calibration" not in summary:
+        return
+    told = summary["calibration"]
+    title = f"temperature {told['temperature']:.3f}, fitted on {told['fitted_images']} images ({told['fitted_on']})"
+    cells = [
+        [name, told["before"][key], told["after"][key]]
+        for key, name in (("ece", "calibration error (ECE)"), ("loss", "loss (nats)"), ("brier", "Brier score"))
+    ]
+    console.table(title, [f"the {told['after']['images']} others", "before", "after"], cells)
+
+
+def _show_coverage(console: Console, summary: dict[str, Any]) -> None:
+    rows = [
+        [f"{row['threshold']:.2f}", row["images"], row["coverage"], row["accuracy"], _interval(row["accuracy_ci95"])]
+        for row in summary["coverage"]
+    ]
+    columns = ["confidence at least", "images kept", "share", "right", "95 % interval"]
+    console.table("where less confident predictions are rejected", columns, rows)
+
+
+def _interval(ends: list[float] | None) -> str:
+    return "{:.3f} to {:.3f}".format(*ends) if ends else "-"
 
 
 def _show_worst(console: Console, rows: list[dict[str, Any]], names: tuple[str, ...]) -> None:
     seen = [(row, name) for row, name in zip(rows, names, strict=True) if row["images"]]
     seen.sort(key=lambda pair: (pair[0]["recall"], pair[1]))
-    cells = [[name, row["images"], row["precision"], row["recall"], row["f1"]] for row, name in seen[:10]]
-    title = "per class" if len(seen) <= 10 else "the 10 classes of lowest recall"
-    console.table(title, ["class", "images", "precision", "recall", "F1"], cells)
+    cells = [
+        [name, row["images"], row["precision"], row["recall"], row["f1"], row["auroc"]] for row, name in seen[:SHOWN]
+    ]
+    title = "per class" if len(seen) <= SHOWN else f"the {SHOWN} classes of lowest recall"
+    console.table(title, ["class", "images", "precision", "recall", "F1", "AUROC"], cells)
 
 
 def _plan(aligned: Aligned, loaded: Loaded, part: str, tta: str, console: Console) -> dict[str, Any]:

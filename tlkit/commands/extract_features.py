@@ -22,7 +22,7 @@ from tlkit.data.feature_file import Columns, Unfinished, refuse_unwritable, work
 from tlkit.data.folders import Samples, read_images
 from tlkit.data.loading import ViewDataset, refuse_bad_files
 from tlkit.errors import TlkitError, UsageError, did_you_mean
-from tlkit.evaluation.views import VIEWS
+from tlkit.evaluation.views import remark, views_named
 from tlkit.networks.build import Loaded, build
 from tlkit.networks.forward import features_of
 from tlkit.networks.frozen_pass import FrozenPass, How
@@ -65,11 +65,13 @@ def extract_features(
     if out is not None:
         run_folder.refuse_existing(out)
         refuse_unwritable(out)
+    view = views_named(views.tta)
     samples = read_images(features.data)
     torch.manual_seed(compute.seed)
     loaded = build(network.model, network.weights, preprocess, norm=network.norm)
-    for remark in (*loaded.remarks, *samples.remarks()):
-        console.warn(remark)
+    for line in (*loaded.remarks, *samples.remarks(), remark(view, loaded.preprocessing)):
+        if line:
+            console.warn(line)
     wanted = _compute(loaded.network, features.stage, views.tta)
     if output.plan or out is None:
         console.line(f"{len(samples)} images, {loaded.title}, weights: {loaded.weights}, {features.stage}, {views.tta}")
@@ -149,7 +151,7 @@ def _extract(
         if len(rows) < len(samples):
             console.say(f"going on: {len(samples) - len(rows)} of {len(samples)} images are done")
         part = samples.take(rows)
-        dataset = ViewDataset(part.root, part.paths, loaded.preprocessing, VIEWS[identity["tta"]])
+        dataset = ViewDataset(part.root, part.paths, loaded.preprocessing, views_named(identity["tta"]))
         passed = FrozenPass(loaded.network, dataset, wanted, how, label="features", whole=len(samples))
         try:
             for found, values, bad in passed:

@@ -14,8 +14,9 @@ from tlkit.commands.console import Console
 from tlkit.data.folders import Samples
 from tlkit.data.loading import BadFile
 from tlkit.errors import TlkitError
+from tlkit.evaluation.grad_cam import HeatMaps
 from tlkit.evaluation.metrics import per_class
-from tlkit.reports.page import Mistake, Page, write_page
+from tlkit.reports.page import Page, write_page
 
 
 def stored_split(samples: Samples, run: Path) -> Samples:
@@ -92,16 +93,21 @@ def write_report(
     probabilities: np.ndarray,
     recipe: str,
     history: Sequence[dict[str, Any]] = (),
+    heat: HeatMaps | None = None,
 ) -> None:
     """Write ``report.html`` on the given samples, whose labels index ``classes``, as do the columns (N, K)."""
-    predicted = probabilities.argmax(1)
-    wrong = np.flatnonzero(predicted != samples.labels)
-    wrong = wrong[np.argsort(-probabilities[wrong, predicted[wrong]], kind="stable")]
-    mistakes = []
-    for row in wrong.tolist():
-        truth, guess = int(samples.labels[row]), int(predicted[row])
-        path, sure = samples.paths[row], float(probabilities[row, guess])
-        mistakes.append(Mistake(samples.root / path, path, classes[truth], classes[guess], sure))
-    by_class = per_class(predicted, samples.labels, classes)
-    page = Page(title, summary, split, classes, by_class, samples.labels, predicted, mistakes, recipe, history)
+    page = Page(
+        title=title,
+        summary=summary,
+        split=split,
+        classes=classes,
+        per_class=per_class(probabilities, samples.labels, classes),
+        truth=samples.labels,
+        probabilities=probabilities,
+        files=[samples.root / path for path in samples.paths],
+        names=samples.paths,
+        recipe=recipe,
+        history=history,
+        heat=heat,
+    )
     write_page(folder / run_folder.REPORT, page)

@@ -11,7 +11,7 @@ from tlkit import compute
 from tlkit.commands.console import Console
 from tlkit.data.folders import SPLITS, Samples
 from tlkit.data.loading import ViewDataset
-from tlkit.data.transforms import center
+from tlkit.data.transforms import CENTER
 from tlkit.networks.build import Loaded
 from tlkit.networks.complexity import noise, stage_costs
 from tlkit.networks.forward import BATCH_SIZES, logits_of
@@ -75,7 +75,7 @@ def _estimate(options: Options, samples: Samples, loaded: Loaded, situation: Sit
     """Seconds, from a forward pass over a few images and the share of the network that each phase trains."""
     accelerator = compute.accelerator(options.compute)
     few = np.linspace(0, len(samples) - 1, min(len(samples), 2 * BATCH_SIZES[accelerator.device.type])).astype(int)
-    dataset = ViewDataset(samples.root, [samples.paths[row] for row in few], loaded.preprocessing, center)
+    dataset = ViewDataset(samples.root, [samples.paths[row] for row in few], loaded.preprocessing, CENTER)
     costs = stage_costs(loaded.network, noise(loaded.network, loaded.preprocessing))
     started = time.monotonic()
     how = How(accelerator, options.compute.batch_size, workers=0, compile="never")

@@ -13,7 +13,8 @@ from tlkit import __version__, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import metrics_table, write_predictions, write_report
 from tlkit.data.folders import SPLITS
-from tlkit.evaluation.metrics import metrics
+from tlkit.evaluation.grad_cam import heat_maps
+from tlkit.evaluation.metrics import measured
 from tlkit.networks.build import save_network
 from tlkit.training.phases import Decision
 from tlkit.training.trainer import Trainer
@@ -40,7 +41,7 @@ def write_results(
     for name in ("val", "test"):
         rows = samples.splits == name
         if rows.any():
-            found[name] = metrics(probabilities[rows], samples.labels[rows]) | {"used_for_selection": name in used}
+            found[name] = measured(probabilities[rows], samples.labels[rows]) | {"used_for_selection": name in used}
     save_network(run, replace(loaded, network=trainer.network, classes=samples.classes))
     stopped = next((phase["stopped"] for phase in phases if phase.get("stopped") == "time limit"), "")
     summary = {
@@ -61,6 +62,7 @@ def write_results(
         "precision": trainer.accelerator.mixed_precision,
     }
     write_predictions(run, samples, probabilities, left_out)
+    predicted = probabilities.argmax(1)
     told = {
         "command": options.command,
         "version": __version__,
@@ -80,6 +82,7 @@ def write_results(
         probabilities[part],
         recipe,
         trainer.state.history,
+        heat_maps(replace(loaded, network=trainer.network), samples.take(part), predicted[part], trainer.how),
     )
     run_folder.write_json(run / run_folder.SUMMARY, told)  # last: it says that the run is finished
     _tell(console, summary, loaded.title, run)

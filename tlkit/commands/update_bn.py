@@ -15,7 +15,7 @@ from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
 from tlkit.data.folders import find_images
 from tlkit.data.loading import ViewDataset, refuse_bad_files
-from tlkit.data.transforms import center
+from tlkit.data.transforms import CENTER
 from tlkit.networks.build import Loaded, build, save_network, weight_bytes
 from tlkit.networks.norm_statistics import estimate_statistics
 
@@ -61,7 +61,7 @@ def _update(
     loaded: Loaded, paths: list[Path], on_error: str, computing: config.Compute, console: Console
 ) -> dict[str, Any]:
     order = np.random.default_rng(computing.seed).permutation(len(paths))  # folders hold one class each
-    dataset = ViewDataset(Path(), [str(paths[place]) for place in order], loaded.preprocessing, center)
+    dataset = ViewDataset(Path(), [str(paths[place]) for place in order], loaded.preprocessing, CENTER)
     found = estimate_statistics(loaded.network, dataset, how(computing, console))
     refuse_bad_files(found.bad, len(paths), Path(), on_error)
     report_skipped(console, found.bad)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tlkit.data.decode import UnreadableImage, decode
-from tlkit.data.transforms import View, least_side, resize
+from tlkit.data.transforms import View
 from tlkit.errors import TlkitError
 from tlkit.preprocessing import Preprocessing
 
@@ -72,8 +72,8 @@ class ViewDataset(Dataset):
 
     def __getitem__(self, row: int) -> tuple[int, Tensor | BadFile]:
         try:
-            image = decode(self.root / self.paths[row], min_side=least_side(self.preprocessing))
-            return row, self.view(resize(image, self.preprocessing), self.preprocessing.size)
+            image = decode(self.root / self.paths[row], min_side=self.view.least_side(self.preprocessing))
+            return row, self.view(image, self.preprocessing)
         except UnreadableImage as error:
             return row, BadFile(self.paths[row], str(error))
 

@@ -81,6 +81,9 @@ class FrozenPass:
         self.preparing_seconds = 0.0
         """What choosing the form took, compilation included."""
 
+        self.network_seconds = 0.0
+        """What the network took for the images so far, without that."""
+
     @property
     def compile_seconds(self) -> float:
         """What compiling took."""
@@ -101,38 +104,41 @@ class FrozenPass:
                 if len(batch.rows):
                     count, views = batch.images.shape[:2]
                     images = batch.images.to(device, non_blocking=True).flatten(0, 1)
-                    images = normalise(images, dataset.preprocessing).contiguous(memory_format=torch.channels_last)
                     results = _each(self._run(images, self.whole * views), partial(_by_image, count=count))
                 done += len(batch.rows) + len(batch.bad)
                 how.progress(self.label, done, len(dataset))
                 yield batch.rows, results, batch.bad
 
     def _run(self, images: Tensor, count: int) -> Any:
-        """Results on the CPU, for ``count`` images in all.
+        """Results on the CPU of 8-bit images, for ``count`` images in all.
 
         All forms but the plain one are given full batches alone: compiled for that shape, and so that what comes out of
         an image does not depend on how many are beside it.
         """
-        size = self.how.size
+        size, began = self.how.size, time.monotonic()
         if self.form is None:
-            began = time.monotonic()
             full = count >= size or self.how.compile == "always"
             self.form = quickest(
                 self.network,
                 self.compute,
-                _filled(images[:size], size) if full else images,
+                self._normalised(_filled(images[:size], size) if full else images),
                 count=count,
                 autocast=self.how.accelerator.autocast,
                 compile=self.how.compile,
                 say=self.how.say,
             )
             self.preparing_seconds = time.monotonic() - began
+            began = time.monotonic()
         found = []
         for part in images.split(size):
-            given = part if self.form.name == "plain" else _filled(part, size)
+            given = self._normalised(part if self.form.name == "plain" else _filled(part, size))
             with self.form.context(), self.how.accelerator.autocast():
                 found.append(_each(self.form.run(given), partial(_first, count=len(part))))
+        self.network_seconds += time.monotonic() - began
         return _joined(found)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return normalise(images, self.dataset.preprocessing).contiguous(memory_format=torch.channels_last)
 
 
 def _filled(images: Tensor, count: int) -> Tensor:
@@ -140,7 +146,7 @@ def _filled(images: Tensor, count: int) -> Tensor:
     if len(images) == count:
         return images
     more = images[-1:].expand(count - len(images), -1, -1, -1)
-    return torch.cat([images, more]).contiguous(memory_format=torch.channels_last)
+    return torch.cat([images, more])
 
 
 def _first(found: Tensor, count: int) -> Tensor:

@@ -16,7 +16,7 @@ from tlkit.data.batches import BatchPlan
 from tlkit.data.folders import Samples
 from tlkit.data.loading import ViewDataset
 from tlkit.data.training import VariedViews, seed_of
-from tlkit.data.transforms import center
+from tlkit.data.transforms import View
 from tlkit.errors import TlkitError
 from tlkit.networks.build import Loaded
 from tlkit.networks.complexity import noise
@@ -351,7 +351,7 @@ class Prefix:
     def _dataset(self, rows: np.ndarray, views: Sequence[str]) -> Any:
         part = self.samples.take(rows)
         if views == [CENTER]:
-            return ViewDataset(part.root, part.paths, self.loaded.preprocessing, center)
+            return ViewDataset(part.root, part.paths, self.loaded.preprocessing, View())
         files = self._digests()
         draws = [[seed_of(self.seed, int(view), int(files[row], 16)) for view in views] for row in rows]
         return VariedViews(part.root, part.paths, self.loaded.preprocessing, self.preset, draws)

@@ -14,7 +14,7 @@ from tlkit import config
 from tlkit.data.batches import BatchPlan
 from tlkit.data.folders import Samples
 from tlkit.data.training import Mixing, TrainingBatches, TrainingDataset
-from tlkit.data.transforms import View, center, center_and_mirror
+from tlkit.data.transforms import CENTER, View
 from tlkit.networks.splitting import Split
 from tlkit.networks.stages import stages
 from tlkit.preprocessing import Preprocessing
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-TRAIN_VIEWS: dict[str, View] = {"center": center, "flip": center_and_mirror}
+TRAIN_VIEWS = {"center": CENTER, "flip": View(mirrored=True)}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tlkit import config, run_folder
 from tlkit.data.folders import Samples
 from tlkit.data.loading import Progress, ViewDataset, silent
 from tlkit.data.training import TrainingBatches
-from tlkit.data.transforms import View, center
+from tlkit.data.transforms import CENTER, View
 from tlkit.errors import TlkitError
 from tlkit.evaluation.metrics import image_losses, metrics
 from tlkit.evaluation.predict import collect, predict_batches
@@ -414,7 +414,7 @@ class Trainer:
             logits = [classify(self.network, part.to(self.accelerator.device)) for part in features.split(4096)]
         return torch.cat(logits).softmax(-1).cpu().numpy()
 
-    def dataset(self, rows: np.ndarray, view: View = center) -> ViewDataset:
+    def dataset(self, rows: np.ndarray, view: View = CENTER) -> ViewDataset:
         """The images in a mask (N), as evaluation sees them."""
         part = self.samples.take(rows)
         return ViewDataset(part.root, part.paths, self.loaded.preprocessing, view)
