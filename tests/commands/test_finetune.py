@@ -407,7 +407,7 @@ def test_an_interrupted_run_goes_on_to_the_same_model(
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert tlkit("finetune", shapes, *small, *options, "--out", whole, "--quiet").code == 0
     with monkeypatch.context() as context:
-        stopped_at("commands.learning.extract", context)
+        stopped_at("commands.training.extract", context)
         done = tlkit("finetune", shapes, *small, *options, "--out", run, "--json")
     assert done.code == 130
     assert f"tlkit finetune --resume {run}" in done.err
@@ -476,7 +476,7 @@ def test_resuming_with_changed_data(
 ) -> None:
     data, run = make_shapes(tmp_path / "data", ("disc", "square"), 6), tmp_path / "run"
     with monkeypatch.context() as context:
-        stopped_at("commands.learning.extract", context)
+        stopped_at("commands.training.extract", context)
         assert tlkit("finetune", data, *small, "--out", run).code == 130
     stored = splits(run)
     match change:

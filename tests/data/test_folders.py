@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 
 from tlkit.data.decode import IMAGE_SUFFIXES
-from tlkit.data.folders import Samples, find_images, read_samples
+from tlkit.data.folders import Samples, find_images, images_listed, read_samples
 from tlkit.errors import TlkitError
 
 
@@ -462,3 +462,116 @@ def test_find_images_refuses_what_is_not_there(tmp_path: Path) -> None:
 def test_every_image_suffix_is_found(tmp_path: Path) -> None:
     found, ignored = find_images([tree(tmp_path, *(f"x{suffix}" for suffix in IMAGE_SUFFIXES))])
     assert len(found) == len(IMAGE_SUFFIXES) and not ignored
+
+
+PHOTOS = (
+    "p/1.jpg",
+    "p/2.PNG",
+    "p/.hidden.jpg",
+    "p/notes.txt",
+    "p/raw.dat",
+    "p/a/3.jpg",
+    "p/a/deep/4.jpg",
+    "p/.cache/5.jpg",
+    "p/b [2]/6.jpg",
+    "p/b [2]/x/7.jpg",
+    "p/8[9].jpg",
+)
+EVERYTHING = ["1.jpg", "2.PNG", "8[9].jpg", "a/3.jpg", "a/deep/4.jpg", "b [2]/6.jpg", "b [2]/x/7.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "matched"),
+    [
+        ("*.jpg", ["1.jpg", "8[9].jpg"]),
+        ("?.jpg", ["1.jpg"]),
+        ("[0-9].[jP]*", ["1.jpg", "2.PNG"]),
+        ("*/*.jpg", ["a/3.jpg", "b [2]/6.jpg"]),
+        ("**/*.jpg", ["1.jpg", "8[9].jpg", "a/3.jpg", "a/deep/4.jpg", "b [2]/6.jpg", "b [2]/x/7.jpg"]),
+        ("**/deep/*", ["a/deep/4.jpg"]),
+        ("a*/**/*.jpg", ["a/3.jpg", "a/deep/4.jpg"]),
+        ("**", EVERYTHING),
+        ("**/*", EVERYTHING),
+        ("*", EVERYTHING),  # the folders that match are searched through
+        ("a*", ["a/3.jpg", "a/deep/4.jpg"]),
+        ("**/de*", ["a/deep/4.jpg"]),
+        ("*.dat", ["raw.dat"]),  # called by its ending, it is tried
+        ("**/*.dat", ["raw.dat"]),
+        (".h*.jpg", [".hidden.jpg"]),
+        ("**/.h*.jpg", [".hidden.jpg"]),
+        ("8[9].jpg", ["8[9].jpg"]),  # there is a file of that very name
+        ("b [2]", ["b [2]/6.jpg", "b [2]/x/7.jpg"]),
+        ("b [2]/*.jpg", ["b [2]/6.jpg"]),
+        ("b [2]/**/*.jpg", ["b [2]/6.jpg", "b [2]/x/7.jpg"]),
+    ],
+)
+def test_patterns(pattern: str, matched: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tree(tmp_path, *PHOTOS) / "p"
+    found, _ = find_images([folder / pattern])
+    assert sorted(path.relative_to(folder).as_posix() for path in found) == sorted(matched)
+    assert len(found) == len(set(found))
+    monkeypatch.chdir(folder)
+    assert sorted(path.as_posix() for path in find_images([Path(pattern)])[0]) == sorted(matched)
+
+
+def test_what_a_pattern_matches_beside_images_is_counted(tmp_path: Path) -> None:
+    folder = tree(tmp_path, *PHOTOS) / "p"
+    assert find_images([folder / "*"])[1] == Counter({".txt": 1, ".dat": 1})
+    assert find_images([folder / "**"])[1] == find_images([folder])[1] == Counter({".txt": 1, ".dat": 1, "hidden": 1})
+    with pytest.raises(TlkitError, match="no images"):
+        find_images([folder / "n*"])
+
+
+@pytest.mark.parametrize("pattern", ["*.webp", "**/*.webp", "c*/**/*.jpg", "none/*.jpg", "none/**", "1.jpg/**", "[a"])
+def test_a_pattern_that_matches_nothing(pattern: str, tmp_path: Path) -> None:
+    folder = tree(tmp_path, *PHOTOS) / "p"
+    with pytest.raises(TlkitError, match="nothing matches this pattern") as caught:
+        find_images([folder / "1.jpg", folder / pattern])
+    assert caught.value.where == str(folder / pattern)
+
+
+def test_a_pattern_follows_links_but_never_in_a_circle(tmp_path: Path) -> None:
+    tree(tmp_path, "in/a.jpg", "elsewhere/b.jpg")
+    for number in range(3):  # followed blindly, these would be 3 ** 40 folders
+        (tmp_path / "in" / f"again{number}").symlink_to(".")
+    (tmp_path / "in" / "other").symlink_to("../elsewhere")
+    (tmp_path / "in" / "gone.jpg").symlink_to("nowhere")
+    found, _ = find_images([tmp_path / "in" / "**" / "*.jpg"])
+    assert [path.relative_to(tmp_path / "in").as_posix() for path in found] == ["a.jpg", "gone.jpg", "other/b.jpg"]
+
+
+def test_a_pattern_over_names_that_are_not_unicode(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"\xff\xe4")
+    tree(tmp_path, f"{odd}/{odd}.jpg", f"{odd}/ä.jpg")
+    for pattern in (f"{odd}/*.jpg", f"**/{odd}/*", f"*/**/?{odd[1]}.jpg"):
+        assert tmp_path / odd / f"{odd}.jpg" in find_images([tmp_path / pattern])[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (b"a.jpg\nb.jpg\n", ["a.jpg", "b.jpg"]),
+        (b"a.jpg\nb.jpg", ["a.jpg", "b.jpg"]),
+        (b"\n./a.jpg\n\n  \n a b.jpg \n", ["./a.jpg", " a b.jpg "]),
+        (b"a.jpg\r\n\r\nb.jpg\r\n", ["a.jpg", "b.jpg"]),
+        (b"a.jpg\r\nb.jpg\n", ["a.jpg\r", "b.jpg"]),
+        (b"a\nb.jpg\0c.jpg\0\0", ["a\nb.jpg", "c.jpg"]),
+        (b"c.jpg\0\n", ["c.jpg"]),
+        (b"\xef\xbb\xbfa.jpg\n", ["a.jpg"]),
+        ("ä.jpg\n".encode() + b"\xe4.jpg\n", ["ä.jpg", os.fsdecode(b"\xe4.jpg")]),
+        (b"*.jpg\n[x].jpg\n-\n", ["*.jpg", "[x].jpg", "-"]),
+        (b"x" * 5000 + b"\n", ["x" * 5000]),
+        (b"", []),
+        (b"\n \n", []),
+    ],
+    ids=repr,
+)
+def test_listed_names_are_kept_as_they_are(text: bytes, names: list[str]) -> None:
+    assert images_listed(text) == (names, Counter())
+
+
+def test_listed_folders_are_searched_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tree(tmp_path, "in/b.jpg", "in/a/c.jpg", "in/n.txt", "[x]/d.jpg"))
+    found, ignored = images_listed(b"gone.jpg\nin/\n[x]\n./in/b.jpg\n")
+    assert found == ["gone.jpg", "in/b.jpg", "in/a/c.jpg", "[x]/d.jpg", "./in/b.jpg"]
+    assert ignored == Counter({".txt": 1})

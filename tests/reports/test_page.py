@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import itertools
 import re
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,7 +18,8 @@ import pytest
 from PIL import Image
 
 from tlkit.reports.curves import shorten
-from tlkit.reports.page import MISTAKES_SHOWN, Mistake, Page, render_page, write_page
+from tlkit.reports.page import Page, render_page, write_page
+from tlkit.reports.pictures import MISTAKES_SHOWN
 
 EVIL = "<img src=x onerror=alert(1)>"
 
@@ -24,6 +29,17 @@ def images_of(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     truth, predicted = np.nonzero(confusion)
     counts = confusion[truth, predicted]
     return np.repeat(truth, counts), np.repeat(predicted, counts)
+
+
+def sure(truth: np.ndarray, predicted: np.ndarray, classes: int, confidence: float | np.ndarray = 0.9) -> np.ndarray:
+    """Probabilities (N, K) with these predictions at this confidence (N, or of all)."""
+    if not len(truth):
+        return np.zeros((0, classes), np.float32)
+    rest = (1 - np.asarray(confidence)) / max(classes - 1, 1)
+    out = np.empty((len(truth), classes), np.float32)
+    out[:] = np.broadcast_to(rest, len(truth))[:, None]
+    out[np.arange(len(truth)), predicted] = confidence
+    return out
 
 
 def finetune_page(folder: Path) -> Page:
@@ -45,6 +61,9 @@ def finetune_page(folder: Path) -> Page:
         "images": {"train": 244, "val": 153},
         "preprocessing": {"size": [224, 224], "mean": [0.5, 0.5, 0.5], "crop_mode": "center"},
     }
+    truth, predicted = np.repeat([0, 1], [70, 83]), np.repeat([0, 1, 0, 1], [65, 5, 4, 79])
+    confidence = np.full(153, 0.9)
+    confidence[65] = 0.993  # the most confident mistake: an ant taken for a bee
     per_class = [
         {"class": "ants", "images": 70, "precision": 65 / 69, "recall": 65 / 70, "f1": 130 / 139},
         {"class": "bees", "images": 83, "precision": 79 / 84, "recall": 79 / 83, "f1": 158 / 167},
@@ -55,9 +74,10 @@ def finetune_page(folder: Path) -> Page:
         split="val",
         classes=["ants", "bees"],
         per_class=per_class,
-        truth=np.repeat([0, 1], [70, 83]),
-        predicted=np.repeat([0, 1, 0, 1], [65, 5, 4, 79]),
-        mistakes=[Mistake(folder / "1.jpg", "val/ants/1.jpg", "ants", "bees", 0.993)],
+        truth=truth,
+        probabilities=sure(truth, predicted, 2, confidence),
+        files=[folder / "1.jpg"] * 153,
+        names=[f"val/{'ants' if k < 70 else 'bees'}/{k}.jpg" for k in range(153)],
         recipe="command: finetune\nstrategy: probe\n",
     )
 
@@ -70,7 +90,11 @@ def evaluate_page(confusion: np.ndarray, classes: list[str], **metrics: Any) -> 
         recall, precision = (confusion[k, k] / n if n else None for n in (images, given))
         per_class.append({"class": name, "images": images, "precision": precision, "recall": recall, "f1": None})
     summary = {"command": "evaluate", "model": "resnet18", "tta": "center", "split": "test", "metrics": metrics}
-    return Page("evaluate resnet18", summary, "test", classes, per_class, *images_of(confusion), [], "")
+    truth, predicted = images_of(confusion)
+    probabilities = sure(truth, predicted, len(classes))
+    names = [f"{classes[label]}/{row}.jpg" for row, label in enumerate(truth)]
+    files = [Path("/nowhere") / name for name in names]
+    return Page("evaluate resnet18", summary, "test", classes, per_class, truth, probabilities, files, names, "")
 
 
 def history(*names: str) -> list[dict[str, Any]]:
@@ -107,10 +131,14 @@ class _Reader(HTMLParser):
         self.tags.append(tag)
         self.attributes += [(name, value or "") for name, value in attrs]
 
+    @property
+    def policy(self) -> str:
+        return next(value for name, value in self.attributes if name == "content" and "default-src" in value)
+
     def handle_data(self, data: str) -> None:
         if self.lasttag == "text" and data.strip():
             self.chart_text.append(data)
-        elif self.lasttag != "style":
+        elif self.lasttag not in ("style", "script"):
             self.words.append(data)
 
 
@@ -133,7 +161,7 @@ def test_says_what_a_finetune_run_did(tmp_path: Path) -> None:
         "ants 65 5",
         "bees 4 79",
         "bees 83 94.0 % 95.2 % 94.6 %",
-        "predicted bees 99.3 % true ants val/ants/1.jpg",
+        "predicted bees 99.3 % true ants val/ants/65.jpg",
         "train/ants/bad.jpg cut short",
         "Mean 0.5, 0.5, 0.5",
         "tlkit finetune --recipe recipe.yaml",
@@ -141,7 +169,7 @@ def test_says_what_a_finetune_run_did(tmp_path: Path) -> None:
         "Made by tlkit 0.1.0",
     ):
         assert words in seen.text
-    assert seen.tags.count("img") == 1
+    assert seen.tags.count("img") == 9 + 2 + 2  # all mistakes, and two of each class that are right
     assert "Top-5" not in seen.text
 
 
@@ -163,7 +191,7 @@ def test_evaluate_has_one_metrics_object_and_no_training() -> None:
     seen = read(page)
     assert "7 of 8 test images right: 87.5 % (95 % interval 52.9 to 97.8)" in seen.text
     assert "What was measured" in seen.text and "Phases" not in seen.text and "Recipe" not in seen.text
-    assert "1 mistake, none of them pictured here" in seen.text
+    assert "The only mistake." in seen.text and "No picture: a/3.jpg cannot be read" in seen.text
 
 
 def test_learning_curves_of_a_run(tmp_path: Path) -> None:
@@ -182,7 +210,7 @@ def test_learning_curves_of_a_run(tmp_path: Path) -> None:
     ):
         assert words in seen.text
     assert ("href", "#curves") in seen.attributes
-    assert seen.tags.count("figure") == 3 + 1  # the charts and a mistake
+    assert seen.tags.count("figure") == 3 + 2 + 13  # the curves, what confidence is worth, and pictures
     assert [text for text in seen.chart_text if text.isalpha()].count("epoch") == 3
     assert {"phase 2", "stem", "head", "1e-5"} <= set(seen.chart_text)
     assert "training, epoch 3: 0.333" in html
@@ -191,13 +219,14 @@ def test_learning_curves_of_a_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [[], history()[:1], [{}, {"losses": {}}], [{"losses": {"loss": float("nan")}}]])
 def test_no_curves_no_section(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     seen = read(replace(finetune_page(tmp_path), history=rows))
-    assert "Learning curves" not in seen.text and "svg" not in seen.tags
+    assert "Learning curves" not in seen.text and ("id", "curves") not in seen.attributes
+    assert seen.tags.count("svg") == 2  # what confidence is worth
 
 
 @pytest.mark.parametrize("row", [{"losses": {"loss": 1}}, {"rates": {"head": 0.1}}, {"val": {"top1": 0.5}}])
 def test_a_lone_figure_is_drawn(row: dict[str, Any], tmp_path: Path) -> None:
     seen = read(replace(finetune_page(tmp_path), history=[row]))
-    assert "Learning curves" in seen.text and seen.tags.count("figure") == 1 + 1
+    assert "Learning curves" in seen.text and seen.tags.count("figure") == 1 + 2 + 13
 
 
 def test_phases_say_what_they_know(tmp_path: Path) -> None:
@@ -251,7 +280,8 @@ def test_one_image_and_no_mistakes() -> None:
 
 
 def test_no_image_no_class_no_figures() -> None:
-    empty = Page("evaluate", {}, "all", [], [], *images_of(np.zeros((0, 0), int)), [], "")
+    truth, _ = images_of(np.zeros((0, 0), int))
+    empty = Page("evaluate", {}, "all", [], [], truth, np.zeros((0, 0), np.float32), [], [], "")
     assert "There are no images to report on" in read(empty).text
     assert "There are no test images to report on" in read(evaluate_page(np.zeros((2, 2), int), ["a", "b"])).text
 
@@ -265,6 +295,10 @@ def page_that_calls_everything(word: str, folder: Path) -> Page:
         "skipped_files": [{"path": word, "reason": word}],
         "preprocessing": {word: word},
         "metrics": {"val": page.summary["metrics"]["val"], word: {"top1": 0.5}},
+        "data": {word: {word: 3}, word + "2": {word: 1}},
+        "cross_validation": {"folds": [{"fold": word, "metrics": {"top1": 0.5}}]},
+        "calibration": {"temperature": 1.2, "fitted_on": word, "before": {"ece": 0.1}, "after": {"ece": 0.0}},
+        "tta_audit": {"center_top1": 0.9, "fixed": 1, "broken": 2},
     }
     return Page(
         title=word,
@@ -273,8 +307,9 @@ def page_that_calls_everything(word: str, folder: Path) -> Page:
         classes=[word, word],
         per_class=[{**row, "class": word} for row in page.per_class],
         truth=page.truth,
-        predicted=page.predicted,
-        mistakes=[Mistake(folder / "1.jpg", word, word, word, 0.5), Mistake(folder / "gone", word, word, word, 0.5)],
+        probabilities=page.probabilities,
+        files=[folder / ("1.jpg" if k % 2 else "gone") for k in range(153)],
+        names=[word] * 153,
         recipe=word,
         history=[{**row, "phase": word} for row in history(word, word + "2")],
     )
@@ -295,28 +330,33 @@ def test_all_text_is_escaped(word: str, tmp_path: Path) -> None:
     assert seen.tags == harmless.tags
     assert [name for name, _ in seen.attributes] == [name for name, _ in harmless.attributes]
     assert seen.text == harmless.text.replace("ants", word).replace("Ants", word.capitalize())
-    assert seen.chart_text == [shorten(text.replace("ants", word)) for text in harmless.chart_text]
+    expected = [shorten(text.replace("ants", word)) if "ants" in text else text for text in harmless.chart_text]
+    assert seen.chart_text == expected
     assert shorten(word) in seen.chart_text
 
 
+def called(page: Page, name: str) -> Page:
+    """The page with another name for its most confident mistake."""
+    return replace(page, names=[*page.names[:65], name, *page.names[66:]])
+
+
 def test_odd_file_names_are_shown_as_they_are(tmp_path: Path) -> None:
-    mistake = Mistake(tmp_path / "1.jpg", 'val/"it\'s"\n\x07 👩‍👩‍👧 é.jpg', "ants", "bees", 0.9)
-    seen = read(replace(finetune_page(tmp_path), mistakes=[mistake]))
+    seen = read(called(finetune_page(tmp_path), 'val/"it\'s"\n\x07 👩‍👩‍👧 é.jpg'))
     assert 'val/"it\'s"\\n\\x07 👩‍👩‍👧 é.jpg' in seen.text  # the line break is spelt out, not lost
 
 
 def test_undecodable_file_name_is_written_as_utf8(tmp_path: Path) -> None:
     name = b"val/ants/caf\xe9.jpg".decode("utf-8", "surrogateescape")
-    mistake = Mistake(tmp_path / "caf\udce9.jpg", name, "ants", "bees", 0.9)
-    write_page(tmp_path / "report.html", replace(finetune_page(tmp_path), mistakes=[mistake]))
+    write_page(tmp_path / "report.html", called(finetune_page(tmp_path), name))
     assert "val/ants/caf\\udce9.jpg" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_vanished_and_broken_files_leave_a_placeholder(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not an image")
     names = ["gone.jpg", "broken.jpg"]
-    mistakes = [Mistake(tmp_path / name, f"val/{name}", "ants", "bees", 0.9) for name in names]
-    seen = read(replace(finetune_page(tmp_path), mistakes=mistakes))
+    page = finetune_page(tmp_path)
+    page = replace(page, files=[tmp_path / names[k % 2] for k in range(153)])
+    seen = read(replace(page, names=[f"val/{names[k % 2]}" for k in range(153)]))
     assert "img" not in seen.tags
     for name in names:
         assert f"No picture: val/{name} cannot be read" in seen.text
@@ -324,7 +364,13 @@ def test_vanished_and_broken_files_leave_a_placeholder(tmp_path: Path) -> None:
 
 def test_fetches_nothing(tmp_path: Path) -> None:
     html = render_page(finetune_page(tmp_path))
-    assert not re.search(r"https?://|\burl\(|@import|<script|<link|<iframe", html)
+    assert not re.search(r"https?://|\burl\(|@import|<script [^>]|<link|<iframe", html)
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = _Reader(html).policy
+    assert f"script-src 'sha256-{allowed}'" in policy and policy.startswith("default-src 'none'; ")
+    assert "'unsafe-inline'" not in re.sub("style-src 'unsafe-inline'", "", policy)
+    assert not any(name.startswith("on") for name, _ in _Reader(html).attributes)
     for name, value in _Reader(html).attributes:
         if name in ("src", "href", "srcset", "data", "action"):
             assert value.startswith(("data:image/jpeg;base64,", "#"))
@@ -351,14 +397,18 @@ def test_matrix_has_headers_for_rows_and_columns() -> None:
 def test_ten_thousand_classes_stay_small() -> None:
     count = 10_000
     confusion = np.zeros((count, count), np.int32)
-    confusion[np.arange(count), np.arange(count)] = 4
+    confusion[np.arange(100), np.arange(100)] = 4
     confusion[np.arange(60), np.arange(60) + 1] = np.arange(60) + 1
     recall = [4 / (5 + k) if k < 60 else 1.0 for k in range(count)]
     recall[99] = None  # a class without images is not among the worst
     per_class = [
         {"class": f"class {k}", "images": 4, "precision": 0.5, "recall": recall[k], "f1": None} for k in range(count)
     ]
-    page = Page("evaluate", {}, "test", [f"class {k}" for k in range(count)], per_class, *images_of(confusion), [], "")
+    truth, predicted = images_of(confusion)
+    names = [f"{row}.jpg" for row in range(len(truth))]
+    files, classes = [Path("/nowhere") / name for name in names], [f"class {k}" for k in range(count)]
+    probabilities = sure(truth, predicted, count)
+    page = Page("evaluate", {}, "test", classes, per_class, truth, probabilities, files, names, "")
     html = render_page(page)
     assert len(html) < 200_000
     text = _Reader(html).text
@@ -370,14 +420,15 @@ def test_ten_thousand_classes_stay_small() -> None:
 
 def test_many_mistakes_and_skipped_files_are_cut_and_counted(tmp_path: Path) -> None:
     page = finetune_page(tmp_path)
-    mistakes = page.mistakes * 40
     skipped = [{"path": f"{k}.jpg", "reason": "empty"} for k in range(250)]
     truth, predicted = images_of(np.array([[65, 25], [15, 79]]))
     summary = {**page.summary, "skipped_files": skipped}
-    page = replace(page, mistakes=mistakes, truth=truth, predicted=predicted, summary=summary)
+    files, names = list(page.files) + [page.files[0]] * 31, [f"{row}.jpg" for row in range(184)]
+    probabilities = sure(truth, predicted, 2)
+    page = replace(page, truth=truth, probabilities=probabilities, files=files, names=names, summary=summary)
     html = render_page(page)
     text = _Reader(html).text
-    assert html.count("<figure>") == MISTAKES_SHOWN
+    assert len(re.findall(r'<figure data-cell="\d-\d" data-worst>', html)) == MISTAKES_SHOWN
     assert "24 of 40 mistakes" in text
     assert "250 unreadable files left out" in text and "150 more are listed in skipped_files.csv" in text
 
@@ -385,9 +436,18 @@ def test_many_mistakes_and_skipped_files_are_cut_and_counted(tmp_path: Path) -> 
 def test_page_of_24_large_photos_stays_small(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), np.uint8)  # compresses worse than any photo
     Image.fromarray(noise).save(tmp_path / "noise.png")
-    mistakes = [Mistake(tmp_path / "noise.png", "noise.png", "ants", "bees", 0.9)] * 3
-    html = render_page(replace(finetune_page(tmp_path), mistakes=mistakes))
-    assert len(html) / len(mistakes) * MISTAKES_SHOWN < 2_000_000
+    page = finetune_page(tmp_path)
+    wrong = replace(page, truth=1 - page.probabilities.argmax(1), files=[tmp_path / "noise.png"] * 153)
+    first = replace(
+        wrong,
+        truth=wrong.truth[:3],
+        probabilities=wrong.probabilities[:3],
+        files=wrong.files[:3],
+        names=["noise.png"] * 3,
+    )
+    html = render_page(first)
+    assert html.count("data:image/jpeg") == 3
+    assert len(html) / 3 * MISTAKES_SHOWN < 2_000_000
 
 
 def test_write_replaces_whole_files_and_leaves_nothing_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

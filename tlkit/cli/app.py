@@ -129,6 +129,20 @@ def evaluate(
 
 @app.command()
 @options_from_configs
+def compare(
+    compared: config.Compared,
+    views: config.Views,
+    merging: config.Merging,
+    compute: config.Compute,
+    passing: config.Passing,
+    output: config.Output,
+) -> None:
+    """Measure runs and pretrained models on the same images, side by side, with a paired test against the best."""
+    _start("compare", locals())
+
+
+@app.command()
+@options_from_configs
 def predict(
     network: config.Trained,
     images: config.NewImages,

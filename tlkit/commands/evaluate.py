@@ -12,8 +12,8 @@ import torch
 from tlkit import __version__, config, run_folder
 from tlkit.commands.calibrating import calibrate, choose_parts, refuse_unfit, write_calibrated
 from tlkit.commands.console import Console
-from tlkit.commands.labelled import report_skipped, skipped, write_predictions, write_report
-from tlkit.commands.measuring import Aligned, align, differences, part_named, predictions, read_images
+from tlkit.commands.labelled import counts, report_skipped, skipped, write_predictions, write_report
+from tlkit.commands.measuring import Aligned, align, differences, learnt_from, part_named, predictions, read_images
 from tlkit.commands.passing import how
 from tlkit.data.folders import Samples
 from tlkit.evaluation.comparison import mcnemar
@@ -54,7 +54,7 @@ def evaluate(
         fitted_on, samples, mask = choose_parts(samples, part, mask, views.tta, compute.seed)
     torch.manual_seed(compute.seed)
     loaded = build(network.model, network.weights, preprocess)
-    remarks = [*loaded.remarks, *samples.remarks()]
+    remarks = [*loaded.remarks, *samples.remarks(), learnt_from([network.model], data.data, samples, mask)]
     if calibration.calibrate:
         refuse_unfit(loaded)
     aligned = align(samples.take(mask), loaded)
@@ -78,7 +78,7 @@ def evaluate(
     summary |= {
         "unknown_classes": aligned.unknown,
         "missing_classes": aligned.missing,
-        "data": _counts(samples),
+        "data": counts(samples),
         "skipped_files": skipped(found.bad),
         "preprocessing": loaded.preprocessing.to_dict(),
         "device": str(passes.accelerator.device),
@@ -130,16 +130,6 @@ def _figures(
             "network_seconds": round(found.network_seconds, 3),
         }
     return out
-
-
-def _counts(samples: Samples) -> dict[str, dict[str, int]]:
-    """Images of each class and split; of a split that the data does not name, under ``images``."""
-    names = [name or "images" for name in samples.splits.tolist()]
-    counts: dict[str, dict[str, int]] = {name: {} for name in samples.classes}
-    for label, name in zip(samples.labels.tolist(), names, strict=True):
-        of_class = counts[samples.classes[label]]
-        of_class[name] = of_class.get(name, 0) + 1
-    return counts
 
 
 def _write(

@@ -42,6 +42,16 @@ def stored_split(samples: Samples, run: Path) -> Samples:
     return replace(samples, splits=np.array(splits, dtype="<U5"))
 
 
+def counts(samples: Samples) -> dict[str, dict[str, int]]:
+    """Images of each class and split; of a split that the data does not name, under ``images``."""
+    names = [name or "images" for name in samples.splits.tolist()]
+    counts: dict[str, dict[str, int]] = {name: {} for name in samples.classes}
+    for label, name in zip(samples.labels.tolist(), names, strict=True):
+        of_class = counts[samples.classes[label]]
+        of_class[name] = of_class.get(name, 0) + 1
+    return counts
+
+
 def skipped(bad: Sequence[BadFile]) -> list[dict[str, str]]:
     """Files left out, for the summary."""
     return [{"path": file.path, "reason": file.reason} for file in bad]

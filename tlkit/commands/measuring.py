@@ -46,24 +46,36 @@ def read_images(models: Sequence[str], data: Path | None, command: str) -> Sampl
         data: By default what the first run was trained on.
         command: Who asks.
     """
-    runs = {Path(model): own for model in models if (own := own_data(Path(model))) is not None}
-    folder = data if data is not None else next(iter(runs.values()), None)
+    folder, runs = _runs_on(models, data)
     if folder is None:
         argument = "argument DATA" if command == "evaluate" else "option --data"
         remedy = "give the folder of labelled images"
         raise UsageError(f"missing {argument}", where=f"tlkit {command}", remedy=remedy)
     samples = read_samples(folder)
-    of_runs = [
-        stored_split(samples, run).splits
-        for run, own in runs.items()
-        if own.exists() and folder.exists() and own.samefile(folder)
-    ]
+    of_runs = [stored_split(samples, run).splits for run in runs]
     if not of_runs:
         return samples
     splits = of_runs[0].copy()
     for name in reversed(SPLITS):  # what it was used for, from the least to the most
         splits[np.any([stored == name for stored in of_runs], axis=0)] = name
     return replace(samples, splits=splits)
+
+
+def learnt_from(models: Sequence[str], data: Path | None, samples: Samples, mask: np.ndarray) -> str | None:
+    """What to say where the images to be measured on (mask, N) are some that a run was trained on."""
+    seen, runs = int((samples.splits[mask] == "train").sum()), _runs_on(models, data)[1]
+    if not seen or not runs:
+        return None
+    return f"{seen} of the {int(mask.sum())} images were trained on: expect fewer right on new ones"
+
+
+def _runs_on(models: Sequence[str], data: Path | None) -> tuple[Path | None, list[Path]]:
+    """The folder of images, by default what the first run was trained on, and which of the models are runs on it."""
+    owners = {Path(model): own for model in models if (own := own_data(Path(model))) is not None}
+    folder = data if data is not None else next(iter(owners.values()), None)
+    if folder is None or not folder.exists():
+        return folder, []
+    return folder, [run for run, own in owners.items() if own.exists() and own.samefile(folder)]
 
 
 def own_data(run: Path) -> Path | None:

@@ -52,10 +52,19 @@ class Labelled:
     changed: int = 0
     bad: list[BadFile] = field(default_factory=list)
 
-    def add(self, rows: Sequence[Row]) -> None:
-        """Count rows, and keep the first ones."""
+    def add(
+        self, part: Predictions, names: Sequence[str], paths: Sequence[str], top: int, unsure_below: float | None
+    ) -> list[Row]:
+        """Rows of a batch, with the ``top`` most probable labels of each image, which are counted."""
+        self.bad += part.bad
+        if not len(part.rows):
+            return []
+        best = np.argsort(-part.probabilities, axis=1, kind="stable")[:, :top]
+        rows = list(_rows(part, best, paths, names, unsure_below))
         self.labels.update(row["label"] for row in rows)
+        self.changed += int((best[:, 0] != part.center).sum())
         self.rows += rows[: None if self.keep is None else max(0, self.keep - len(self.rows))]
+        return rows
 
     def __len__(self) -> int:
         return self.labels.total()
@@ -86,17 +95,13 @@ def predict(
     if output.plan:
         console.line(f"{len(paths)} images, {loaded.name}, weights: {loaded.weights}, views: {views.tta}")
         return told | {"plan": {"images": len(paths)}}
+    found = Labelled(None if output.json else SHOWN)
     dataset = ViewDataset(Path(), paths, loaded.preprocessing, view)
-    found, top = Labelled(None if output.json else SHOWN), min(images.top_k, len(names))
+    parts = predict_batches(loaded.network, dataset, how(compute, console, passing), merging.merge)
+    top = min(images.top_k, len(names))
     with prediction_file.writing(output.out, top) if output.out else nullcontext(_write_nothing) as write:
-        for part in predict_batches(loaded.network, dataset, how(compute, console, passing), merging.merge):
-            found.bad += part.bad
-            if len(part.rows):
-                best = np.argsort(-part.probabilities, axis=1, kind="stable")[:, :top]
-                found.changed += int((best[:, 0] != part.center).sum())
-                rows = list(_rows(part, best, paths, names, images.unsure_below))
-                found.add(rows)
-                write(rows)
+        for part in parts:
+            write(found.add(part, names, paths, top, images.unsure_below))
         refuse_bad_files(found.bad, len(paths), _named(images.paths), images.on_error)
         if output.out is not None:
             prediction_file.write_skipped(output.out, found.bad)

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from tlkit.reports.tables import Table, as_markdown, short
 
 Model = dict[str, Any]
 """An entry of ``models``."""
@@ -24,22 +26,6 @@ LAYER_COLUMNS = (
     *("model", "stage", "name", "type", "params", "trainable_params", "buffers", "macs", "flops", "activations"),
     *("output_shape", "receptive_field", "stride"),
 )
-
-
-class Table(NamedTuple):
-    """A table for people.
-
-    Args:
-        title: Above it.
-        columns: Titles.
-        rows: Cells as text.
-        notes: Lines below it.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: list[list[str]]
-    notes: Sequence[str] = ()
 
 
 def tables(models: Sequence[Model]) -> list[Table]:
@@ -93,20 +79,8 @@ def markdown(models: Sequence[Model]) -> str:
     for table in tables(models):
         title = f"**{table.title}**\n\n" if table.title else ""
         notes = "".join(f"\n{note}\n" for note in table.notes)
-        parts.append(title + _markdown(table) + notes)
+        parts.append(title + as_markdown(table) + notes)
     return "\n".join(parts)
-
-
-def _markdown(table: Table) -> str:
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.columns, *table.rows)]
-    right = [is_number(column) for column in zip(*table.rows, strict=True)] or [False] * len(table.columns)
-    ruler = ["--:" if number else "---" for number in right]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (cells[0], ruler, *cells[1:]))
-
-
-def is_number(cells: Sequence[str]) -> bool:
-    """Whether a column holds numbers, so that it stands on the right."""
-    return any(cell[:1].isdigit() for cell in cells) and all(cell[:1].isdigit() or cell == "-" for cell in cells)
 
 
 def _models(models: Sequence[Model]) -> Table:
@@ -246,11 +220,3 @@ def _count(number: float | None) -> str:
 
 def _shape(shape: Sequence[int] | None) -> str:
     return "-" if shape is None else "x".join(map(str, shape))
-
-
-def short(number: float) -> str:
-    """Four digits and a decimal prefix: 4089184256 is ``4.089 G``."""
-    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * factor:
-            return f"{number / factor:.3f} {prefix}"
-    return f"{number} "

@@ -55,7 +55,7 @@ class Cell(NamedTuple):
     Args:
         truth, predicted: Its classes.
         key: How the page calls it.
-        count: Images in it.
+        images: How many it holds.
         shade: Square root of its share of the row; 0 where there is no row.
         words: ``3 images of ants taken for bees``.
     """
@@ -63,7 +63,7 @@ class Cell(NamedTuple):
     truth: int
     predicted: int
     key: str
-    count: int
+    images: int
     shade: float
     words: str
 

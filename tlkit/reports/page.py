@@ -66,7 +66,7 @@ def render_page(page: Page) -> str:
     per_class = sections.worst_classes(page.per_class)
     rows = matrix(outcome, page.classes) if len(page.classes) <= MATRIX_CLASSES else None
     confusions, confusions_in_all = frequent_confusions(outcome, page.classes)
-    cells = [cell for row in rows for cell in row if cell.count] if rows is not None else confusions
+    cells = [cell for row in rows for cell in row if cell.images] if rows is not None else confusions
     metrics = _metrics(page.summary, page.split)
     skipped = page.summary.get("skipped_files") or []
     html = template("page.html").render(

@@ -9,9 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tlkit.reports.curves import BOTTOM, LEFT, PLOT_HEIGHT, RIGHT, WIDTH, Tick, linear_ticks, place, tick_texts
+from tlkit.reports.curves import BOTTOM, LEFT, PLOT_HEIGHT, WIDTH, Tick, linear_ticks, place, tick_texts
 
 TOP = 22.0  # room for the name of the axis above it
+RIGHT = 20.0  # room for half of the last tick's label
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tlkit.reports import complexity, curves
+from tlkit.reports import curves
+from tlkit.reports.tables import short
 
 ABSENT = "–"
 
@@ -35,7 +36,7 @@ def undefined(value: float | None) -> bool:
 def points(fraction: float) -> str:
     """Percentage points with one decimal; what is not quite all or nothing is not rounded to it."""
     number = 100 * fraction
-    if 0 < number < 100:
+    if 1e-9 < number < 100 - 1e-9:  # but what rounding errors keep from all or nothing is that
         number = min(max(number, 0.1), 99.9)
     return f"{number:.1f}"
 
@@ -84,7 +85,7 @@ def curve(value: float, key: str) -> str:
 
 def count(number: float | None) -> str:
     """Four digits and a decimal prefix, as the parameter report writes them."""
-    return ABSENT if number is None else complexity.short(number).strip()
+    return ABSENT if number is None else short(number).strip()
 
 
 def plural(number: int, noun: str) -> str:
