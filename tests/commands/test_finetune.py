@@ -76,7 +76,8 @@ def test_json_is_one_object_with_the_contracts_fields(
     for figures in told["metrics"].values():
         assert set(figures) == {
             *("images", "top1", "top1_ci95", "balanced_accuracy", "loss", "ece", "used_for_selection"),
-        }
+            *("macro_f1", "brier", "balanced_accuracy_ci95", "macro_f1_ci95", "loss_ci95", "brier_ci95", "ece_ci95"),
+        }, "no AUROC: fewer than ten images of each class"
         assert figures["used_for_selection"] is False
         assert figures["top1_ci95"][0] <= figures["top1"] <= figures["top1_ci95"][1]
     (phase,) = told["phases"]

@@ -41,7 +41,7 @@ class Browser:
         command += ["--disable-dev-shm-usage", "--window-size=1200,900", "--remote-debugging-pipe"]
         self._process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=connect,
+            preexec_fn=connect,  # noqa: PLW1509 - tests start no threads that could hold a lock here
             pass_fds=(3, 4),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -105,7 +105,8 @@ class Browser:
 
     def click(self, selector: str) -> None:
         """Click the middle of an element with the mouse."""
-        box = f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
+        box = f"(() => {{ const e = document.querySelector({json.dumps(selector)});"
+        box += "e.scrollIntoView({block: 'center'});"
         x, y = self.value(
             box + "const b = e.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
         )

@@ -114,7 +114,8 @@ def test_overlay_lies_where_the_network_looked(browser: Any, page: Path) -> None
     tab.click("figure[data-worst] .look")
     assert tab.value(HEATS) == [True, False, False, False]
     assert tab.value("document.getElementById('gallery-key').checkVisibility()")
-    rects = "['.heat', '.box'].map(s => document.querySelector(s).getBoundingClientRect()).map(r => [r.x, r.y, r.width, r.height])"
+    rects = "['.heat', '.box'].map(s => document.querySelector(s).getBoundingClientRect())"
+    rects += ".map(r => [r.x, r.y, r.width, r.height])"
     (x, y, width, height), (left, top, across, down) = tab.value(rects)
     assert across / down == pytest.approx(1.5, rel=0.01)
     # 7/8 of the shorter side are cut out of the middle

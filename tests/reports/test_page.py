@@ -6,8 +6,6 @@ import base64
 import hashlib
 import itertools
 import re
-import time
-from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -467,3 +465,76 @@ def test_write_replaces_whole_files_and_leaves_nothing_beside(tmp_path: Path, mo
         write_page(folder / "report.html", replace(page, title="new"))
     assert (folder / "report.html").read_text(encoding="utf-8") == render_page(page)
     assert [path.name for path in folder.iterdir()] == ["report.html"]
+
+
+def told(page: Page, **facts: Any) -> str:
+    """What the page says where its summary has these, too."""
+    return read(replace(page, summary={**page.summary, **facts})).text
+
+
+def test_intervals_of_all_figures(tmp_path: Path) -> None:
+    page = finetune_page(tmp_path)
+    figures = {"loss": 0.2, "loss_ci95": [0.15, 0.21], "macro_f1": 0.94, "macro_f1_ci95": [0.9, 0.97]}
+    figures |= {"auroc": 0.987, "auroc_ci95": [0.97, 0.99], "brier": 0.1, "brier_ci95": [0.08, 0.12]}
+    text = told(page, metrics={"val": figures})
+    assert "Loss 0.200 95 % interval 0.150 to 0.210" in text
+    assert "Macro F1 94.0 % 95 % interval 90.0 to 97.0" in text
+    assert "AUROC 0.987 95 % interval 0.970 to 0.990" in text
+    assert "Brier score 0.100 95 % interval 0.080 to 0.120" in text
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "verdict"),
+    [
+        (3, 5, "They did harm: more images were put wrong than right."),
+        (0, 0, "They did nothing"),
+        (2, 2, "Nothing was gained on the whole"),
+        (4, 1, "On the whole 3 images more came out right."),
+    ],
+)
+def test_views_are_judged(fixed: int, broken: int, verdict: str, tmp_path: Path) -> None:
+    text = told(finetune_page(tmp_path), tta_audit={"center_top1": 0.95, "fixed": fixed, "broken": broken})
+    assert verdict in text and "put wrong by merging several views: 95.0 % with the centre view alone, 94.1 %" in text
+    more = {"center_top1": 0.95, "fixed": 1, "broken": 0, "views": 10, "network_seconds": 4.3}
+    text = told(finetune_page(tmp_path), tta_audit=more)
+    assert "1 image put right and 0 images put wrong by merging 10 views" in text
+    assert "The network took 4.3 s for all views." in text
+
+
+def test_temperature_is_set_side_by_side(tmp_path: Path) -> None:
+    before, after = {"ece": 0.06, "loss": 0.21}, {"ece": 0.03, "loss": 0.18}
+    found = {"temperature": 1.31, "fitted_on": "dev", "fitted_images": 61, "before": before, "after": after}
+    text = told(finetune_page(tmp_path), calibration=found)
+    assert "temperature 1.31, fitted on 61 images of dev." in text
+    assert "Before 0.210 0.060 After 0.180 0.030" in text
+    assert "Temperature" not in read(finetune_page(tmp_path)).text
+
+
+def test_folds_with_mean_and_spread(tmp_path: Path) -> None:
+    folds = [{"fold": k, "metrics": {"top1": 0.9 + k / 100, "loss": 0.2}} for k in (1, 2)]
+    found = {"folds": folds, "mean": {"top1": 0.915, "loss": 0.2}, "sd": {"top1": 0.005}}
+    text = told(finetune_page(tmp_path), cross_validation=found)
+    assert "Fold Top-1 accuracy Loss 1 91.0 % 0.200 2 92.0 % 0.200 Mean 91.5 % 0.200 Spread ± 0.5 % –" in text
+
+
+def test_images_by_class_and_split(tmp_path: Path) -> None:
+    text = told(finetune_page(tmp_path), data={"ants": {"val": 70, "train": 123}, "bees": {"train": 121, "": 2}})
+    assert "Class train val All ants 123 70 0 193 bees 121 0 2 123 Together 244 70 2 316" in text
+    many = {f"class{k}": {"train": k} for k in range(60)}
+    text = told(finetune_page(tmp_path), data=many)
+    assert "10 between them are left out" in text and "All classes 1,770 1,770" in text
+    assert "class59 59" in text and "class0 0" in text and "class30 30" not in text
+
+
+def test_auroc_by_class_where_it_is_known(tmp_path: Path) -> None:
+    page = finetune_page(tmp_path)
+    rows = [{**page.per_class[0], "auroc": 0.97}, {**page.per_class[1], "auroc": None}]
+    text = read(replace(page, per_class=rows)).text
+    assert "F1 AUROC ants" in text and "93.5 % 0.970 bees" in text
+    assert "AUROC" not in read(page).text
+
+
+def test_cells_say_what_they_hold(tmp_path: Path) -> None:
+    labels = [value for name, value in read(finetune_page(tmp_path)).attributes if name == "aria-label"]
+    for words in ("5 images of ants taken for bees", "79 images of bees, rightly taken for bees"):
+        assert words in labels

@@ -1,4 +1,4 @@
-"""The report pages in headless Chromium: they run no script but their own, fit a phone, and can be read in any light."""
+"""The report pages in headless Chromium: no script but their own runs, they fit a phone, and are read in any light."""
 
 from __future__ import annotations
 
@@ -236,3 +236,15 @@ def test_written_page_is_painted(page: Page, tmp_path: Path) -> None:
         colours = image.convert("RGB").getcolors(1 << 24)
     assert len(colours) > 50
     assert max(count for count, _ in colours) < 0.9 * 1200 * 900
+
+
+def test_tables_fit_the_paper(page: Page, comparison: Comparison, browser: Any, tmp_path: Path) -> None:
+    tab = browser()
+    tab.call("Emulation.setDeviceMetricsOverride", width=720, height=1000, deviceScaleFactor=1, mobile=False)
+    tab.call("Emulation.setEmulatedMedia", media="print")  # A4 and Letter have about as many pixels between margins
+    tables = "[...document.querySelectorAll('table')].map(t => t.getBoundingClientRect().right)"
+    for html_text in (render_page(page), render_comparison(comparison)):
+        (tmp_path / "page.html").write_text(html_text, encoding="utf-8")
+        tab.open(tmp_path / "page.html")
+        assert max(tab.value(tables)) <= 721
+        assert not tab.complaints

@@ -238,7 +238,8 @@ def _start(name: str, groups: dict[str, Any]) -> None:
 
     started = time.monotonic()
     output: config.Output = groups["output"]
-    console = Console(json=output.json, quiet=output.quiet)
+    mute = os.environ.get("RANK", "0") != "0"  # torchrun starts several processes for one command
+    console = Console(json=output.json, quiet=output.quiet, mute=mute)
     try:
         function = name.replace("-", "_")
         summary: dict[str, Any] = getattr(_import_command(function), function)(**groups, console=console)

@@ -24,8 +24,9 @@ class Console:
     `Text`, never read as markup: names of files may look like it.
     """
 
-    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
-        self.json, self.quiet = json, quiet
+    def __init__(self, *, json: bool = False, quiet: bool = False, mute: bool = False) -> None:
+        """``mute`` is for all but the first of several processes that do the same: nothing is printed at all."""
+        self.json, self.quiet, self.mute = json or mute, quiet or mute, mute
         self._out = RichConsole(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
         self._err = RichConsole(file=sys.stderr, highlight=False, soft_wrap=not sys.stderr.isatty())
         self._bars: Progress | None = None
@@ -40,6 +41,8 @@ class Console:
 
     def warn(self, line: str) -> None:
         """A remark that changes how the result is to be read: shown even when quiet."""
+        if self.mute:
+            return
         self._err.print(Text.assemble(("note:", "yellow"), " ", line))
 
     def progress(self, label: str, done: int, total: int) -> None:
@@ -115,7 +118,7 @@ class Console:
 
     def result(self, summary: dict[str, Any]) -> None:
         """The one JSON object of ``--json``."""
-        if self.json:
+        if self.json and not self.mute:
             sys.stdout.write(json.dumps(summary, ensure_ascii=False, allow_nan=False) + "\n")
             sys.stdout.flush()
 

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 from tlkit import __version__
 from tlkit.reports.curves import BOTTOM, CHARACTER, LEFT, LINE_HEIGHT, WIDTH, Label, log_ticks, shorten
 from tlkit.reports.plot import RIGHT, TOP, Axis, Plot, shares_axis
-from tlkit.reports.tables import short
 from tlkit.reports.template import encodable, template
-from tlkit.reports.words import percent, plain, points
+from tlkit.reports.words import brief, percent, plain, points
 from tlkit.run_folder import write_text
 
 LEVEL = 0.05  # of the adjusted p-value, below which a difference is called clear
@@ -161,17 +160,12 @@ def scatter(rows: Sequence[Mapping[str, Any]]) -> Scatter | None:
     bottom = TOP + SCATTER_HEIGHT
     work, shares = [float(row["macs"]) for row in known], [row["top1"] for row in known]
     ticks = log_ticks(min(work), max(work))
-    texts = [_work(tick) for tick in ticks]
+    texts = [brief(tick) for tick in ticks]
     x = Axis(ticks, texts, LEFT, WIDTH - RIGHT, log=True)
     plot = Plot(bottom + BOTTOM, x, shares_axis(bottom, TOP, min(shares), max(shares)), "MACs per image", "top-1")
     spots = [(x.at(amount), plot.y.at(share)) for amount, share in zip(work, shares, strict=True)]
     labels = _labels([shorten(name(row), LABEL_LENGTH) for row in known], spots, plot)
     return Scatter(plot, [Point(*spot, label, row) for spot, label, row in zip(spots, labels, known, strict=True)])
-
-
-def _work(amount: float) -> str:
-    number, _, prefix = short(amount).partition(" ")
-    return f"{float(number):g} {prefix}"
 
 
 def _labels(texts: Sequence[str], spots: Sequence[tuple[float, float]], plot: Plot) -> list[Label | None]:

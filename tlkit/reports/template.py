@@ -26,8 +26,9 @@ def template(name: str) -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (words.percent, words.points, words.metric, words.interval, words.duration, words.plain, words.rates)
-    environment.filters |= {function.__name__: function for function in (*filters, words.curve, words.count)}
+    shown = (words.percent, words.points, words.metric, words.interval, words.duration, words.plain, words.rates)
+    numbers = (words.curve, words.brief)
+    environment.filters |= {function.__name__: function for function in (*shown, *numbers)}
     environment.filters |= {"short": curves.shorten, "images": lambda number: words.plural(number, "image")}
     environment.globals |= {"metric_names": words.METRICS, "in_unit": words.IN_UNIT, "frame_width": curves.WIDTH}
     return environment.get_template(name)

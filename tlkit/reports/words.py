@@ -83,9 +83,12 @@ def curve(value: float, key: str) -> str:
     return curves.rate_text(value) if key == "rate" else metric(value, key)
 
 
-def count(number: float | None) -> str:
-    """Four digits and a decimal prefix, as the parameter report writes them."""
-    return ABSENT if number is None else short(number).strip()
+def brief(number: float | None) -> str:
+    """Three digits and a decimal prefix: 4089184256 is ``4.09 G``."""
+    if number is None or undefined(number):
+        return ABSENT
+    digits, _, prefix = short(number).partition(" ")
+    return f"{float(digits):.3g} {prefix}".strip()
 
 
 def plural(number: int, noun: str) -> str:
