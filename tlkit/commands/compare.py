@@ -27,6 +27,7 @@ from tlkit.evaluation.views import remark, views_named
 from tlkit.networks.build import build
 from tlkit.networks.complexity import complexity, noise
 from tlkit.networks.frozen_pass import How
+from tlkit.reports.comparison import Comparison, write_comparison
 from tlkit.reports.tables import Table, as_markdown, short
 
 FORMATS = {".json": "json", ".md": "markdown", ".html": "html", ".txt": "markdown"}
@@ -180,8 +181,6 @@ def _summary(
 
 def _show(form: str, summary: dict[str, Any], out: Path | None, console: Console) -> None:
     if form == "html" and out is not None:
-        from tlkit.reports.comparison import Comparison, write_comparison
-
         write_comparison(out, Comparison(f"compare on {Path(summary['data']).absolute().name}", summary))
         console.line(f"{len(summary['rows'])} networks compared: {out}")
         return
