@@ -44,7 +44,7 @@ def test_says_which_is_best_and_whether_that_is_clear() -> None:
     assert "a is right most often on 153 val images: 95.0 % (95 % interval 90.0 to 98.0)" in text
     assert "It is clearly better than b and d." in text
     assert "It is not clearly better than c: what sets them apart on these images may be chance." in text
-    assert "d 80.0 % 75.0 to 83.0 12 3 below 0.001 80.0 % 0.250 0.030 11.7 M 1 G 224 123" in text
+    assert "d 80.0 % 75.0 to 83.0 12 3 &lt; 0.001 11.7 M 1 G 224 123 80.0 % 0.250 0.030" in text
     assert text.index("a 95.0 %") < text.index("c 94.0 %") < text.index("b 90.0 %")
 
 

@@ -69,14 +69,15 @@ def render_page(page: Page) -> str:
     cells = [cell for row in rows for cell in row if cell.images] if rows is not None else confusions
     metrics = _metrics(page.summary, page.split)
     skipped = page.summary.get("skipped_files") or []
+    kind = "held-out" if metrics.get("cross_validated") else page.split
     html = template("page.html").render(
         page=page,
         summary=page.summary,
         version=page.summary.get("version") or __version__,
         script=script(),
         script_source=script_source(script()),
-        images_of="images" if page.split == "all" else f"{page.split} images",
-        headline=_headline(metrics, page.split, images, right),
+        images_of="images" if kind == "all" else f"{kind} images",
+        headline=_headline(metrics, kind, images, right),
         metrics=metrics,
         all_metrics=_all_metrics(page.summary),
         facts=_facts(page),
@@ -130,9 +131,9 @@ def _metrics(summary: Mapping[str, Any], split: str) -> Mapping[str, Any]:
     return by_split.get(split, {}) if by_split else summary.get("metrics") or {}
 
 
-def _headline(metrics: Mapping[str, Any], split: str, images: int, right: int) -> dict[str, str]:
+def _headline(metrics: Mapping[str, Any], kind: str, images: int, right: int) -> dict[str, str]:
     """``144 of 153 val images right:``, ``94.1 %``, ``(95 % interval 89.1 to 96.9)``."""
-    noun = ("image" if images == 1 else "images") if split == "all" else f"{split} image{'' if images == 1 else 's'}"
+    noun = ("image" if images == 1 else "images") if kind == "all" else f"{kind} image{'' if images == 1 else 's'}"
     if not images:
         return {"counts": f"There are no {noun} to report on", "share": "", "interval": ""}
     top1, interval = metrics.get("top1"), metrics.get("top1_ci95")

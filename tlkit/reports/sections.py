@@ -61,8 +61,10 @@ def views(summary: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, A
     center, merged = audit.get("center_top1"), metrics.get("top1")
     if not fixed and not broken:
         verdict = "They did nothing: no image became right or wrong by them. The centre view alone is as good."
-    elif broken > fixed:
+    elif broken > fixed and audit.get("p", 0.0) < 0.05:
         verdict = "They did harm: more images were put wrong than right. Leave them out (--tta center)."
+    elif broken > fixed:
+        verdict = "They gained nothing: more images were put wrong than right, though that may be chance."
     elif broken == fixed:
         verdict = "Nothing was gained on the whole: as many images were put wrong as right."
     else:
