@@ -81,15 +81,23 @@ def out(tmp_path: Path) -> Path:
 @pytest.fixture
 def begun(out: Path) -> Path:
     """The folder of ten images in three batches and one unreadable file, two images still missing."""
-    with Unfinished(working_folder(out), WHO) as unfinished:
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         unfinished.add([0, 1, 2, 3], made([0, 1, 2, 3]), {})
         unfinished.add([4, 6, 7], made([4, 6, 7]), {5: BadFile("005.png", "the file is empty")})
         unfinished.add([8], made([8]), {})
     return working_folder(out)
 
 
+PATHS = [f"{row:03}.png" for row in range(5000)]
+
+
+def left(unfinished: Unfinished, count: int) -> list[int]:
+    """Which of the first images have no features yet."""
+    return [row for row in unfinished.missing().tolist() if row < count]
+
+
 def again(folder: Path) -> Unfinished:
-    with Unfinished(folder, WHO) as unfinished:
+    with Unfinished(folder, WHO, PATHS) as unfinished:
         return unfinished
 
 
@@ -101,10 +109,10 @@ def again(folder: Path) -> Unfinished:
 def test_rows_come_out_in_order_with_what_belongs_to_them(tmp_path: Path, ending: str, shape: tuple[int, ...]) -> None:
     """Whatever order they came in, and over a stop; one could never be read."""
     out, columns = tmp_path / f"f.{ending}", named(7)
-    with Unfinished(working_folder(out), WHO) as unfinished:
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         unfinished.add([4, 5], made([4, 5], shape), {6: BadFile("006.png", "empty")})
-    with Unfinished(working_folder(out), WHO) as unfinished:
-        assert unfinished.missing(7).tolist() == [0, 1, 2, 3, 6]
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
+        assert left(unfinished, 7) == [0, 1, 2, 3, 6]
         unfinished.add([2, 0, 3], made([2, 0, 3], shape), {})
         unfinished.add([], np.empty(0, np.float32), {1: BadFile("001.png", "empty")})
         unfinished.add([1], made([1], shape), {})
@@ -120,7 +128,7 @@ def test_rows_come_out_in_order_with_what_belongs_to_them(tmp_path: Path, ending
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_one_image(tmp_path: Path, ending: str) -> None:
     out = tmp_path / f"f.{ending}"
-    with Unfinished(working_folder(out), WHO) as unfinished:
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         unfinished.add([0], made([0]), {})
         unfinished.write(out, named(1))
     features, path, *_ = read(out)
@@ -132,7 +140,7 @@ def test_names_that_are_no_text(tmp_path: Path, ending: str) -> None:
     """In Parquet what is not Unicode is spelled out, elsewhere it comes back as it was."""
     names = ["ü 日本.png", "new\nline.png", 'quote".png', "back\\slash.png", "byte\udcff.png", "nothing"]
     out = tmp_path / f"f.{ending}"
-    with Unfinished(working_folder(out), WHO) as unfinished:
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         unfinished.add(list(range(6)), made(list(range(6))), {})
         unfinished.write(out, Columns(names, ["sq\udcffuare"] * 6, [""] * 6))
     _, path, label, split, _ = read(out)
@@ -153,7 +161,7 @@ def test_it_is_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         return chunk
 
     monkeypatch.setitem(WRITERS, out.suffix, lambda path, chunks, *rest: write(path, map(seen, chunks), *rest))
-    with Unfinished(working_folder(out), WHO) as unfinished:
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         for rows in ([3, 4, 5, 6, 7, 8, 9, 10, 11], [0, 1, 2]):
             unfinished.add(rows, made(rows), {})
         unfinished.write(out, named(12))
@@ -169,7 +177,7 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
     out, size = tmp_path / f"f.{ending}", 32 * 2**20
     monkeypatch.setattr(feature_file, "CHUNK", 2**20)
     columns = named(512)
-    with Unfinished(working_folder(out), WHO) as unfinished:
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         for first in range(0, 512, 64):
             values = np.full((64, size // 512 // 4), first, dtype=np.float32)
             unfinished.add(list(range(first, first + 64)), values, {})
@@ -194,7 +202,7 @@ def test_a_file_that_cannot_be_written_whole_costs_nothing(
         yield next(chunks)
         raise OSError(28, "No space left on device")
 
-    with Unfinished(working_folder(out), WHO) as unfinished:
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         unfinished.add([0, 1, 2], made([0, 1, 2]), {})
         before = contents(tmp_path)
         with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
@@ -202,8 +210,8 @@ def test_a_file_that_cannot_be_written_whole_costs_nothing(
             patched.setitem(WRITERS, out.suffix, lambda path, chunks, *rest: write(path, breaking(chunks), *rest))
             unfinished.write(out, named(3))
     assert contents(tmp_path) == before
-    with Unfinished(working_folder(out), WHO) as unfinished:
-        assert not len(unfinished.missing(3))
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
+        assert not len(left(unfinished, 3))
         unfinished.write(out, named(3))
     assert np.array_equal(read(out)[0], made([0, 1, 2]))
 
@@ -215,14 +223,14 @@ def test_all_of_it_is_there_again(begun: Path) -> None:
     unfinished = again(begun)
     assert unfinished.rows == [0, 1, 2, 3, 4, 6, 7, 8] and unfinished.shape == (3,)
     assert unfinished.bad == {5: BadFile("005.png", "the file is empty")}
-    assert unfinished.missing(10).tolist() == [5, 9]
+    assert left(unfinished, 10) == [5, 9]
 
 
 def test_nothing_read_yet_but_bad_files(out: Path) -> None:
     """No shape is known then."""
-    with Unfinished(working_folder(out), WHO) as unfinished:
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         unfinished.add([], np.empty(0, np.float32), {0: BadFile("byte\udcff\n.png", "empty")})
-    with Unfinished(working_folder(out), WHO) as unfinished:
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         assert (unfinished.rows, unfinished.shape) == ([], ())
         assert unfinished.bad == {0: BadFile("byte\udcff\n.png", "empty")}
         unfinished.add([0, 1], made([0, 1]), {})
@@ -249,11 +257,11 @@ def test_a_stop_at_any_byte_leaves_whole_batches(begun: Path, out: Path, file: s
         begun.mkdir(exist_ok=True)
         for name, data in kept.items():
             (begun / name).write_bytes(data[:size] if name == file else data)
-        with Unfinished(begun, WHO) as unfinished:
-            rows = unfinished.missing(10).tolist()
+        with Unfinished(begun, WHO, PATHS) as unfinished:
+            rows = left(unfinished, 10)
             unfinished.add(rows, made(rows), {})
-        with Unfinished(begun, WHO) as unfinished:  # and is whole for one more stop
-            unfinished.add(rows := unfinished.missing(10).tolist(), made(rows), {})
+        with Unfinished(begun, WHO, PATHS) as unfinished:  # and is whole for one more stop
+            unfinished.add(rows := left(unfinished, 10), made(rows), {})
             unfinished.write(out, named(10))
         assert np.array_equal(read(out)[0], made(list(range(10)))), f"{size} bytes"
         out.unlink()
@@ -265,11 +273,11 @@ def test_what_stands_after_the_last_batch_is_cut_off(begun: Path, out: Path, fil
     """What a file system may leave after a power failure."""
     with (begun / file).open("ab") as handle:
         handle.write(tail)
-    with Unfinished(begun, WHO) as unfinished:
+    with Unfinished(begun, WHO, PATHS) as unfinished:
         assert unfinished.rows == [0, 1, 2, 3, 4, 6, 7, 8]
         unfinished.add([9, 5], made([9, 5]), {})
-    with Unfinished(begun, WHO) as unfinished:
-        assert not len(unfinished.missing(10))
+    with Unfinished(begun, WHO, PATHS) as unfinished:
+        assert not len(left(unfinished, 10))
         unfinished.write(out, named(10))
     assert np.array_equal(read(out)[0], made(list(range(10))))
 
@@ -277,8 +285,8 @@ def test_what_stands_after_the_last_batch_is_cut_off(begun: Path, out: Path, fil
 @pytest.mark.parametrize("lost", [VALUES, ROWS])
 def test_a_lost_file_is_as_if_nothing_had_been_done(begun: Path, out: Path, lost: str) -> None:
     (begun / lost).unlink()
-    with Unfinished(begun, WHO) as unfinished:
-        assert unfinished.missing(10).tolist() == list(range(10))
+    with Unfinished(begun, WHO, PATHS) as unfinished:
+        assert left(unfinished, 10) == list(range(10))
         unfinished.add(list(range(10)), made(list(range(10))), {})
         unfinished.write(out, named(10))
     assert np.array_equal(read(out)[0], made(list(range(10))))
@@ -301,7 +309,7 @@ def test_a_lost_file_is_as_if_nothing_had_been_done(begun: Path, out: Path, lost
 )
 def test_another_identity(begun: Path, contents: Callable[[Path], Any], other: dict[str, Any], told: str) -> None:
     before = contents(begun)
-    with pytest.raises(TlkitError, match="features begun with") as caught, Unfinished(begun, other):
+    with pytest.raises(TlkitError, match="features begun with") as caught, Unfinished(begun, other, PATHS):
         pass
     assert told in str(caught.value) and str(begun) in str(caught.value) and "choose another --out" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
@@ -310,19 +318,22 @@ def test_another_identity(begun: Path, contents: Callable[[Path], Any], other: d
 
 def test_tuples_and_lists_are_one_identity(out: Path) -> None:
     for values in ((1.0, 2.0), [1.0, 2.0]):
-        with Unfinished(working_folder(out), {"mean": values}):
+        with Unfinished(working_folder(out), {"mean": values}, PATHS):
             pass
 
 
 @unix
 def test_one_writer_at_a_time(begun: Path, contents: Callable[[Path], Any]) -> None:
-    with Unfinished(begun, WHO) as first:
+    with Unfinished(begun, WHO, PATHS) as first:
         before = contents(begun)
-        with pytest.raises(TlkitError, match="another process is writing these features"), Unfinished(begun, WHO):
+        with (
+            pytest.raises(TlkitError, match="another process is writing these features"),
+            Unfinished(begun, WHO, PATHS),
+        ):
             pass
         assert contents(begun) == before
         first.add([9], made([9]), {})
-    assert again(begun).missing(10).tolist() == [5]
+    assert left(again(begun), 10) == [5]
 
 
 def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,8 +363,8 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_features_whose_identity_is_lost_are_not_used(begun: Path, out: Path) -> None:
     """Nobody knows what they are of: as where a kill interrupts the removal of the folder."""
     (begun / IDENTITY).unlink()
-    with Unfinished(begun, WHO | {"model": "another"}) as unfinished:
-        rows = unfinished.missing(10).tolist()
+    with Unfinished(begun, WHO | {"model": "another"}, PATHS) as unfinished:
+        rows = left(unfinished, 10)
         unfinished.add(rows, -made(rows), {})
         unfinished.write(out, named(10))
     assert np.array_equal(read(out)[0], -made(list(range(10))))
@@ -372,7 +383,7 @@ def test_a_folder_whose_name_is_no_text(tmp_path: Path, ending: str) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/byte\xff"))
     folder.mkdir()
     out = folder / f"f.{ending}"
-    with Unfinished(working_folder(out), WHO) as unfinished:
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         unfinished.add([0], made([0]), {})
         unfinished.write(out, named(1))
     assert out.is_file()

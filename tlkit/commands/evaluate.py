@@ -85,7 +85,9 @@ def evaluate(
         "precision": passes.accelerator.mixed_precision,
     }
     classes = imagenet.describe(read.classes)
-    _show(console, f"{loaded.title} on {read.root}", summary, classes)
+    cells = _cells(read.labels, found.probabilities.argmax(1))
+    wrong = sorted((cell for cell in cells if cell[0] != cell[1]), key=lambda cell: -cell[2])
+    _show(console, f"{loaded.title} on {read.root}", summary, classes, wrong)
     if output.out is not None or calibrated is not None:
         folder = run_folder.new_run(output.out, "evaluate")
         summary["run"] = str(folder)
@@ -146,10 +148,9 @@ def _write(
     text = run_folder.write_recipe(folder, recipe)
     write_predictions(folder, samples, found.probabilities, summary["skipped_files"])
     predicted = found.probabilities.argmax(1)
-    cells, counts = np.unique(np.stack([samples.labels, predicted]), axis=1, return_counts=True)
     rows = [
         (samples.classes[true], samples.classes[guess], count)
-        for true, guess, count in zip(*cells.tolist(), counts.tolist(), strict=True)
+        for true, guess, count in _cells(samples.labels, predicted)
     ]
     run_folder.write_rows(folder / CONFUSIONS, ("class", "predicted", "images"), rows)
     told = {"command": "evaluate", "version": __version__, "seconds": round(time.monotonic() - started, 3)} | summary
@@ -157,6 +158,12 @@ def _write(
     heat = heat_maps(loaded, samples, predicted, how)
     write_report(folder, title, told, summary["split"], names, samples, found.probabilities, text, heat=heat)
     run_folder.write_json(folder / run_folder.SUMMARY, told)
+
+
+def _cells(labels: np.ndarray, predicted: np.ndarray) -> list[tuple[int, int, int]]:
+    """The cells of the confusion matrix that hold any images: true class, predicted class, images."""
+    cells, images = np.unique(np.stack([labels, predicted]), axis=1, return_counts=True)
+    return list(zip(*cells.tolist(), images.tolist(), strict=True))
 
 
 FIGURES = (
@@ -171,7 +178,13 @@ FIGURES = (
 )
 
 
-def _show(console: Console, title: str, summary: dict[str, Any], names: tuple[str, ...]) -> None:
+def _show(
+    console: Console,
+    title: str,
+    summary: dict[str, Any],
+    names: tuple[str, ...],
+    confusions: list[tuple[int, int, int]],
+) -> None:
     figures, part = summary["metrics"], summary["split"]
     cells = [
         [name, figures[key], "{:.3f} to {:.3f}".format(*figures[f"{key}_ci95"])]
@@ -183,6 +196,9 @@ def _show(console: Console, title: str, summary: dict[str, Any], names: tuple[st
     _show_calibration(console, summary)
     _show_coverage(console, summary)
     _show_worst(console, summary["per_class"], names)
+    if confusions:
+        cells = [[names[true], names[guess], count] for true, guess, count in confusions[:SHOWN]]
+        console.table("what was most often taken for what", ["class", "predicted", "images"], cells)
 
 
 def _show_views(console: Console, summary: dict[str, Any]) -> None:

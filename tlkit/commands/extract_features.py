@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Iterator
@@ -103,7 +102,6 @@ def _compute(network: nn.Module, stage: str, tta: str) -> Compute:
 
 def _identity(loaded: Loaded, samples: Samples, stage: str, tta: str, how: How) -> dict[str, Any]:
     """What the features depend on."""
-    names = "\n".join(samples.paths).encode(errors="surrogateescape")
     return {
         "model": loaded.title,
         "weights": loaded.weights,
@@ -114,7 +112,6 @@ def _identity(loaded: Loaded, samples: Samples, stage: str, tta: str, how: How) 
         "precision": how.accelerator.mixed_precision,
         "device": how.accelerator.device.type,
         "data": str(samples.root.resolve()),
-        "images_sha256": hashlib.sha256(names).hexdigest(),
         "version": __version__,
     }
 
@@ -144,10 +141,13 @@ def _extract(
     console: Console,
 ) -> dict[str, Any]:
     began = time.monotonic()
-    with Unfinished(working_folder(out), identity) as unfinished, _gone_on_with(out, unfinished, console):
+    with (
+        Unfinished(working_folder(out), identity, samples.paths) as unfinished,
+        _gone_on_with(out, unfinished, console),
+    ):
         if not (unfinished.folder / run_folder.RECIPE).is_file():
             run_folder.write_recipe(unfinished.folder, recipe)
-        rows = unfinished.missing(len(samples))
+        rows = unfinished.missing()
         if len(rows) < len(samples):
             console.say(f"going on: {len(samples) - len(rows)} of {len(samples)} images are done")
         part = samples.take(rows)
@@ -162,13 +162,13 @@ def _extract(
         except CannotSplit as error:
             raise TlkitError(str(error), where=identity["stage"], remedy="choose another --stage") from error
         seconds = time.monotonic() - began - passed.preparing_seconds
-        left_out = [unfinished.bad[row] for row in unfinished.missing(len(samples)).tolist()]
+        left_out = [unfinished.bad[row] for row in unfinished.missing().tolist()]
         refuse_bad_files(left_out, len(samples), samples.root, on_error)
         report_skipped(console, left_out)
         names = [samples.classes[label] for label in samples.labels]
         run_folder.refuse_existing(out)  # it may have come while this worked
         unfinished.write(out, Columns(samples.paths, names, samples.splits.tolist()))
-    shape, images = unfinished.shape, len(unfinished.rows)
+    shape, images = unfinished.shape, sum(row >= 0 for row in unfinished.rows)
     rate = len(rows) / max(seconds, 1e-9)
     size = " x ".join(map(str, shape))
     console.line(f"{images} images, {size} numbers each ({loaded.title}, {identity['stage']}): {out}")

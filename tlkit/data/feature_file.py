@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from tlkit.data.loading import BadFile
 from tlkit.errors import TlkitError
 
 VALUES, ROWS, IDENTITY = "features.f32", "rows.jsonl", "identity.json"
+LONGEST_NAME = 255  # bytes, on nearly all file systems
 CHUNK = 16 * 2**20  # bytes that are copied at once
 
 
@@ -37,7 +39,10 @@ def suffixes() -> tuple[str, ...]:
 
 def working_folder(out: Path) -> Path:
     """Where features for ``out`` are kept until it is written."""
-    return out.with_name(f"{run_folder.PART}{out.name}")
+    name = f"{run_folder.PART}{out.name}"
+    if len(os.fsencode(name)) > LONGEST_NAME:  # the name of the file leaves no room for more
+        name = f"{run_folder.PART}{hashlib.sha256(os.fsencode(out.name)).hexdigest()}"
+    return out.with_name(name)
 
 
 @dataclass
@@ -47,13 +52,15 @@ class Unfinished:
     Args:
         folder: `working_folder` of the file.
         identity: What the features depend on, as JSON; features of another identity are never added.
+        paths: All images; what is kept is found again by these names, also where some came or went since.
         shape: Of one image's features; empty until the first ones are there.
-        rows: Of the images in the order in which their features came.
+        rows: Of the images in the order in which their features came; -1 for those that are gone.
         bad: Unreadable files by row.
     """
 
     folder: Path
     identity: Mapping[str, Any]
+    paths: Sequence[str]
     shape: tuple[int, ...] = ()
     rows: list[int] = field(default_factory=list)
     bad: dict[int, BadFile] = field(default_factory=dict)
@@ -88,6 +95,9 @@ class Unfinished:
         if not path.is_file():
             self._cut(0)
             return
+        places: dict[str, list[int]] = {}
+        for row in reversed(range(len(self.paths))):  # a list may name an image several times
+            places.setdefault(self.paths[row], []).append(row)
         with path.open("rb+") as file:
             whole = 0
             for line in file:
@@ -96,11 +106,12 @@ class Unfinished:
                 except ValueError:
                     break
                 shape = tuple(told["shape"]) or self.shape
-                if (len(self.rows) + len(told["rows"])) * _bytes(shape) > size:
+                if (len(self.rows) + len(told["images"])) * _bytes(shape) > size:
                     break  # the system went down before all of it was on the disk
                 self.shape = shape
-                self.rows += told["rows"]
-                self.bad |= {row: BadFile(name, why) for row, name, why in told["bad"]}
+                self.rows += [places[name].pop() if places.get(name) else -1 for name in told["images"]]
+                unread = [(name, BadFile(path, why)) for name, path, why in told["bad"]]
+                self.bad |= {places[name][-1]: file for name, file in unread if places.get(name)}
                 whole += len(line)
             file.truncate(whole)
         self._cut(len(self.rows) * _bytes(self.shape))
@@ -110,10 +121,10 @@ class Unfinished:
         self._values.truncate(size)
         self._values.seek(size)
 
-    def missing(self, count: int) -> np.ndarray:
-        """Rows out of ``count`` that have no features yet, unreadable ones included."""
-        there = np.zeros(count, dtype=bool)
-        there[self.rows] = True
+    def missing(self) -> np.ndarray:
+        """Rows that have no features yet, unreadable ones included."""
+        there = np.zeros(len(self.paths), dtype=bool)
+        there[[row for row in self.rows if row >= 0]] = True
         return np.flatnonzero(~there)
 
     def add(self, rows: Sequence[int], values: np.ndarray, bad: Mapping[int, BadFile]) -> None:
@@ -123,32 +134,39 @@ class Unfinished:
             self.shape = values.shape[1:]
             self._values.write(np.ascontiguousarray(values, dtype="<f4").tobytes())
             self._values.flush()
-        unread = [(row, file.path, file.reason) for row, file in bad.items()]
-        line = json.dumps({"shape": self.shape if len(rows) else (), "rows": list(rows), "bad": unread})
+        unread = [(self.paths[row], file.path, file.reason) for row, file in bad.items()]
+        names = [self.paths[row] for row in rows]
+        line = json.dumps({"shape": self.shape if len(rows) else (), "images": names, "bad": unread})
         with (self.folder / ROWS).open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         self.rows += rows
         self.bad |= bad
 
     def write(self, out: Path, columns: Columns) -> None:
-        """Write the file, in the order of the rows, and remove the folder. ``columns`` are of all images."""
+        """Write the file, in the order of the rows, and remove the folder. ``columns`` are of all images.
+
+        It is made inside the folder: what a kill leaves of it goes with the rest.
+        """
         order = np.argsort(self.rows, kind="stable")
+        order = order[int((np.array(self.rows) < 0).sum()) :]  # images that are gone come first
         kept = [self.rows[place] for place in order]
         beside = Columns(
             [columns.path[row] for row in kept],
             [columns.label[row] for row in kept],
             [columns.split[row] for row in kept],
         )
-        shape, several = (len(order), *self.shape), max(1, CHUNK // max(_bytes(self.shape), 1))
+        kept_shape, several = (len(self.rows), *self.shape), max(1, CHUNK // max(_bytes(self.shape), 1))
 
         def chunks() -> Iterator[np.ndarray]:
             for first in range(0, len(order), several):  # mapped anew each time: pages that were read stay in memory
-                yield np.memmap(self.folder / VALUES, dtype="<f4", mode="r", shape=shape)[
+                yield np.memmap(self.folder / VALUES, dtype="<f4", mode="r", shape=kept_shape)[
                     order[first : first + several]
                 ]
 
-        with run_folder.atomically(out) as part:
-            WRITERS[out.suffix.lower()](part, chunks(), shape, beside, self.identity)
+        whole = self.folder / f"whole{out.suffix}"
+        with run_folder.atomically(whole) as part:
+            WRITERS[out.suffix.lower()](part, chunks(), (len(order), *self.shape), beside, self.identity)
+        whole.replace(out)
         shutil.rmtree(self.folder)
 
 
