@@ -11,7 +11,7 @@ import torch
 import torchvision.transforms.v2.functional
 from PIL import Image
 
-from tlkit.data.transforms import LONGEST, View, center, normalise, resize
+from tlkit.data.transforms import LONGEST, View, center, normalise, resize, seen
 from tlkit.preprocessing import Preprocessing
 
 IMAGENET = Preprocessing(
@@ -125,3 +125,52 @@ def test_mirror() -> None:
     views = View(mirrored=True)(picture(50, 41), preprocessing)
     assert views.shape == (2, 3, 32, 32)
     assert torch.equal(views[0], center(resized, 32)[0]) and torch.equal(views[1], center(resized.flip(-1), 32)[0])
+
+
+# What the central view shows
+
+
+@pytest.mark.parametrize("size", [(400, 300), (300, 400), (256, 256), (1000, 100), (90, 720), (401, 299)], ids=str)
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("crop", [1.0, 0.875, 0.5])
+def test_the_part_that_is_seen_is_what_the_view_shows(size: tuple[int, int], crop_mode: str, crop: float) -> None:
+    """A picture whose red says how far right, green how far down, a pixel is: its view says where it was cut from."""
+    width, height = size
+    across = np.broadcast_to((np.arange(width) + 0.5) / width, (height, width))
+    down = np.broadcast_to(((np.arange(height) + 0.5) / height)[:, None], (height, width))
+    image = Image.fromarray((np.stack([across, down, np.full_like(across, 0.5)], 2) * 255).round().astype(np.uint8))
+    blank = (0.0, 0.0, 1.0)  # padding is known by its blue
+    preprocessing = replace(IMAGENET, size=64, crop=crop, crop_mode=crop_mode, interpolation="bilinear", mean=blank)
+    view = View()(image, preprocessing)[0].numpy().astype(float) / 255
+    left, top, wide, high = seen(width, height, preprocessing)
+    rows, columns = np.meshgrid(np.arange(64), np.arange(64), indexing="ij")
+    inside = np.abs(view[2] - 0.5) < 0.1
+    expected_x, expected_y = left + (columns + 0.5) / 64 * wide, top + (rows + 0.5) / 64 * high
+    # rounding the resized image to whole pixels, and cutting at whole ones, moves things by a pixel
+    near_x, near_y = 1.5 * wide / 64 + 0.006, 1.5 * high / 64 + 0.006
+    edge = 1.5 / min(width, height) + 0.01  # half a source pixel is not interpolated at the border
+    assert np.abs(view[0] - expected_x)[inside].max() < near_x + edge
+    assert np.abs(view[1] - expected_y)[inside].max() < near_y + edge
+    # padding stands where the part reaches outside of the picture, and nowhere else
+    outside = (expected_x < 0) | (expected_x > 1) | (expected_y < 0) | (expected_y > 1)
+    far = (np.abs(expected_x) > near_x) & (np.abs(expected_x - 1) > near_x)
+    far &= (np.abs(expected_y) > near_y) & (np.abs(expected_y - 1) > near_y)
+    assert (inside == ~outside)[far].all()
+    assert outside.any() == (crop_mode == "border" and size[0] != size[1] and max(wide, high) > 1.01)
+
+
+@pytest.mark.parametrize(
+    ("mode", "crop", "expected"),
+    [
+        ("center", 1.0, (1 / 8, 0, 3 / 4, 1)),
+        ("center", 0.5, (5 / 16, 1 / 4, 3 / 8, 1 / 2)),
+        ("squash", 1.0, (0, 0, 1, 1)),
+        ("squash", 0.5, (1 / 4, 1 / 4, 1 / 2, 1 / 2)),
+        ("border", 1.0, (0, -1 / 6, 1, 4 / 3)),
+        ("border", 0.5, (1 / 4, 1 / 6, 1 / 2, 2 / 3)),
+    ],
+)
+def test_the_part_that_is_seen_of_four_by_three(mode: str, crop: float, expected: tuple[float, ...]) -> None:
+    assert seen(400, 300, replace(IMAGENET, crop=crop, crop_mode=mode)) == pytest.approx(expected)
+    left, top, wide, high = expected
+    assert seen(3, 4, replace(IMAGENET, crop=crop, crop_mode=mode)) == pytest.approx((top, left, high, wide))

@@ -12,7 +12,6 @@ from types import NoneType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
-import yaml
 
 from tlkit.config import Opt, check_value, hints_of, key, literal_choices, option_name
 from tlkit.errors import TlkitError, did_you_mean
@@ -114,6 +113,8 @@ def read_recipe(path: Path, command: str, known: dict[str, Any]) -> dict[str, An
     Raises:
         TlkitError: The file cannot be read, belongs to another command, or has an unknown key or a bad value.
     """
+    import yaml  # not where --help waits for it
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
