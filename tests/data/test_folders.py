@@ -15,7 +15,8 @@ import pyarrow.parquet
 import pytest
 
 from tlkit.data.decode import IMAGE_SUFFIXES
-from tlkit.data.folders import Samples, find_images, images_listed, read_samples
+from tlkit.data.folders import Samples, read_samples
+from tlkit.data.new_images import find_images, images_listed
 from tlkit.errors import TlkitError
 
 

@@ -15,7 +15,7 @@ import torch
 from tlkit import __version__, config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
-from tlkit.commands.measuring import align, differences, learnt_from, part_named, predictions, read_images
+from tlkit.commands.measuring import align, differences, learnt_from, part_named, predictions, read_labelled
 from tlkit.commands.passing import how
 from tlkit.data.folders import Samples
 from tlkit.data.loading import BadFile
@@ -62,7 +62,7 @@ def compare(
     form = _form(compared, output, console)
     names = _titles(compared.models)
     views_named(views.tta)
-    samples = read_images(compared.models, compared.data, "compare")
+    samples = read_labelled(compared.models, compared.data, "compare")
     part, mask = part_named(samples, compared.split)
     for line in (*samples.remarks(), learnt_from(compared.models, compared.data, samples, mask)):
         if line:

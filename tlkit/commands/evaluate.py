@@ -13,7 +13,7 @@ from tlkit import __version__, config, run_folder
 from tlkit.commands.calibrating import calibrate, choose_parts, refuse_unfit, write_calibrated
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import counts, report_skipped, skipped, write_predictions, write_report
-from tlkit.commands.measuring import Aligned, align, differences, learnt_from, part_named, predictions, read_images
+from tlkit.commands.measuring import Aligned, align, differences, learnt_from, part_named, predictions, read_labelled
 from tlkit.commands.passing import how
 from tlkit.data.folders import Samples
 from tlkit.evaluation.comparison import mcnemar
@@ -47,7 +47,7 @@ def evaluate(
     started = time.monotonic()
     run_folder.refuse_existing(output.out)
     view = views_named(views.tta)
-    samples = read_images([network.model], data.data, "evaluate")
+    samples = read_labelled([network.model], data.data, "evaluate")
     part, mask = part_named(samples, data.split)
     fitted_on = ""
     if calibration.calibrate:

@@ -18,8 +18,9 @@ from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
 from tlkit.data.feature_file import Columns, Unfinished, refuse_unwritable, working_folder
-from tlkit.data.folders import Samples, read_images
+from tlkit.data.folders import Samples
 from tlkit.data.loading import ViewDataset, refuse_bad_files
+from tlkit.data.new_images import read_images
 from tlkit.errors import TlkitError, UsageError, did_you_mean
 from tlkit.evaluation.views import remark, views_named
 from tlkit.networks.build import Loaded, build

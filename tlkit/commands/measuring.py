@@ -35,7 +35,7 @@ class Aligned:
     missing: list[str]
 
 
-def read_images(models: Sequence[str], data: Path | None, command: str) -> Samples:
+def read_labelled(models: Sequence[str], data: Path | None, command: str) -> Samples:
     """All images of DATA, with the splits that it has, or that the runs on it stored.
 
     Of several runs on the same data, an image counts as ``train`` where any of them was trained on it, and as ``val``

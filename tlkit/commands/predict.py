@@ -20,8 +20,8 @@ from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
 from tlkit.data import prediction_file
-from tlkit.data.folders import images_at, images_listed, refuse_no_images
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files
+from tlkit.data.new_images import images_at, images_listed, refuse_no_images
 from tlkit.data.prediction_file import Row
 from tlkit.errors import TlkitError
 from tlkit.evaluation.predict import Predictions, predict_batches

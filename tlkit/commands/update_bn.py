@@ -13,8 +13,8 @@ from tlkit import __version__, config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
-from tlkit.data.folders import find_images
 from tlkit.data.loading import ViewDataset, refuse_bad_files
+from tlkit.data.new_images import find_images
 from tlkit.data.transforms import CENTER
 from tlkit.networks.build import Loaded, build, save_network, weight_bytes
 from tlkit.networks.norm_statistics import estimate_statistics

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
-import glob
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import NoReturn
 
@@ -78,26 +75,12 @@ def read_samples(data: Path) -> Samples:
     Raises:
         TlkitError: Nothing is there, it has no images or no classes, or class folders differ between splits.
     """
-    return _read_folders(data) if _is_folder(data) else _read_manifest(data)
-
-
-def read_images(data: Path) -> Samples:
-    """Images whose labels are known, as `read_samples` finds them, or else those of a folder without class folders.
-
-    Raises:
-        TlkitError: Nothing is there, or it has no images.
-    """
-    if not _is_folder(data) or _list(data)[0]:
-        return read_samples(data)
-    found, ignored = find_images([data])
-    paths = [path.relative_to(data).as_posix() for path in found]
-    none = np.zeros(len(paths), dtype=np.int64)
-    return Samples(data, paths, none, np.array([""] * len(paths), dtype="<U5"), ("",), ignored=ignored)
+    return _read_folders(data) if is_folder(data) else _read_manifest(data)
 
 
 def _read_folders(data: Path) -> Samples:
-    folders, files = _list(data)
-    splits = [name for name in folders if name.lower() in SPLIT_FOLDERS and _list(data / name)[0]]
+    folders, files = names_in(data)
+    splits = [name for name in folders if name.lower() in SPLIT_FOLDERS and names_in(data / name)[0]]
     others = [name for name in folders if name not in splits]
     if "train" in map(str.lower, splits) or (splits and not others):
         return _read_split_folders(data, splits, others, _count_loose(files))
@@ -105,7 +88,7 @@ def _read_folders(data: Path) -> Samples:
         _refuse_train_by_another_name(data, splits[0], others)
     found, ignored = _read_class_folders(data, folders)
     if not any(found.values()):
-        loose = sum(map(_is_image, files))
+        loose = sum(map(is_image, files))
         what = f"{loose} images, but no class folders" if loose else "no images"
         remedy = "put the images of each class into a folder of its own, named after it"
         raise TlkitError(what, where=data, remedy=remedy)
@@ -114,21 +97,21 @@ def _read_folders(data: Path) -> Samples:
 
 def _refuse_train_by_another_name(data: Path, split: str, others: Sequence[str]) -> None:
     # "training/" and "validation/" are no classes where both hold cat/ and dog/
-    classes = set(_list(data / split)[0])
-    if alike := [name for name in others if classes & set(_list(data / name)[0])]:
+    classes = set(names_in(data / split)[0])
+    if alike := [name for name in others if classes & set(names_in(data / name)[0])]:
         what = f"{alike[0]}/ and {split}/ hold folders of the same names, but there is no train/"
         raise TlkitError(what, where=data, remedy="call the folder to learn from 'train'")
 
 
 def _read_split_folders(data: Path, names: Sequence[str], others: Sequence[str], ignored: Counter[str]) -> Samples:
     found: dict[str, dict[str, list[str]]] = {}
-    ignored = ignored + Counter({f"in folder {name}/": sum(1 for _ in _walk(data / name)) for name in others})
+    ignored = ignored + Counter({f"in folder {name}/": sum(1 for _ in walk(data / name)) for name in others})
     for name in names:
         split = SPLIT_FOLDERS[name.lower()]
         if split in found:
             twice = [other for other in names if SPLIT_FOLDERS[other.lower()] == split]
             raise TlkitError(f"{' and '.join(twice)} both mean {split}", where=data, remedy="keep one of them")
-        classes, files = _list(data / name)
+        classes, files = names_in(data / name)
         in_classes, not_images = _read_class_folders(data / name, classes)
         found[split] = {label: [f"{name}/{path}" for path in paths] for label, paths in in_classes.items()}
         ignored += not_images + _count_loose(files)
@@ -166,11 +149,11 @@ def _read_class_folders(root: Path, classes: Sequence[str]) -> tuple[dict[str, l
     ignored: Counter[str] = Counter()
     for name in classes:
         found[name] = []
-        for path in _walk(root / name):
-            if _is_image(path.name):
+        for path in walk(root / name):
+            if is_image(path.name):
                 found[name].append(path.relative_to(root).as_posix())
             else:
-                ignored[_kind(path.name)] += 1
+                ignored[kind(path.name)] += 1
     return found, ignored
 
 
@@ -246,122 +229,12 @@ def refuse_torn_groups(samples: Samples, where: object) -> None:
             raise TlkitError(what, where=where, remedy="move them into one split, or name no groups")
 
 
-def find_images(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
-    """The image files that ``paths`` stand for, in their order, and what was ignored; see `images_at`.
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder.
 
     Raises:
-        TlkitError: A path does not exist, or there is no image at all.
+        TlkitError: Nothing is there, or it cannot be reached.
     """
-    found: list[Path] = []
-    ignored: Counter[str] = Counter()
-    for path in paths:
-        images, others = images_at(path)
-        found += images
-        ignored += others
-    refuse_no_images(found, paths)
-    return found, ignored
-
-
-def refuse_no_images(found: Sequence[object], paths: Sequence[object]) -> None:
-    """Raise where ``paths`` stand for no image.
-
-    Raises:
-        TlkitError: ``found`` is empty.
-    """
-    if not found:
-        raise TlkitError("no images", where=paths[0], remedy="give image files, or folders that hold some")
-
-
-def images_at(path: Path) -> tuple[list[Path], Counter[str]]:
-    """The image files that a path stands for, and what was ignored.
-
-    A file stands for itself, whatever it is called; a folder for the images in it, searched through; and a pattern
-    (``photos/**/*.jpg``), where nothing has that very name, for the files and folders that match it.
-
-    Raises:
-        TlkitError: Nothing is there.
-    """
-    if WILD & set(str(path)) and not os.path.lexists(path):
-        files = list(_matches(path))
-        if not files:
-            remedy = "check it; 'photos/**/*.jpg' looks into the folders below, too"
-            raise TlkitError("nothing matches this pattern", where=path, remedy=remedy)
-    elif _is_folder(path):
-        files = [(file, _is_image(file.name)) for file in _walk(path)]
-    else:
-        return [path], Counter()  # named by the user: tried, whatever it is called
-    return [file for file, wanted in files if wanted], Counter(_kind(file.name) for file, wanted in files if not wanted)
-
-
-def images_listed(text: bytes) -> tuple[list[str], Counter[str]]:
-    """The image files that a list of paths names, spelled as there, and what was ignored in folders among them.
-
-    What is not there, or cannot be reached, stays in the list: it is reported like any file that cannot be read.
-
-    Args:
-        text: One path a line, or each ended by a zero byte; in any encoding.
-    """
-    text = text.removeprefix(codecs.BOM_UTF8)
-    lines = [line for line in text.split(b"\0" if b"\0" in text else b"\n") if line.strip()]
-    if all(line.endswith(b"\r") for line in lines):  # Windows
-        lines = [line[:-1] for line in lines]
-    found: list[str] = []
-    ignored: Counter[str] = Counter()
-    for name in map(os.fsdecode, lines):
-        try:
-            folder = _is_folder(Path(name))
-        except TlkitError:
-            folder = False
-        if folder:
-            images, others = images_at(Path(name))
-            found += map(str, images)
-            ignored += others
-        else:
-            found.append(name)
-    return found, ignored
-
-
-WILD = frozenset("*?[")
-
-
-def _matches(pattern: Path) -> Iterator[tuple[Path, bool]]:
-    """Files that a pattern matches, or that lie in a folder that it matches; and whether they are wanted as images.
-
-    Wanted is what is called like an image, and everything where the pattern itself says the ending (``*.dat``). As in a
-    shell, hidden files are matched only by a pattern that says their dot. ``**`` stands for any number of folders; what
-    it stands for is searched as folders are, for `glob` goes round in circles of links.
-    """
-    there = next(folder for folder in pattern.parents if os.path.lexists(folder))  # perhaps called "photos [2024]"
-    parts = pattern.relative_to(there).parts
-    cut = parts.index("**") if "**" in parts else len(parts)
-    rest = parts[cut:]
-    any_name = pattern.suffix != "" and not WILD & set(pattern.suffix)
-    places = sorted(glob.glob(str(Path(*parts[:cut])), root_dir=there))  # noqa: PTH207 - that one takes hidden files
-    for place in map(there.joinpath, places):
-        if not place.is_dir():
-            if not rest:
-                yield place, any_name or _is_image(place.name)
-            continue
-        for file in _walk(place):
-            names = file.relative_to(place).parts
-            if rest and _fits(names, rest):
-                yield file, any_name or _is_image(file.name)
-            elif any(_fits(names[:depth], rest) for depth in range(len(names))):  # a folder above it
-                yield file, _is_image(file.name)
-
-
-def _fits(names: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether the folders and the name of a path fit a pattern, part by part."""
-    if not pattern:
-        return not names
-    if pattern[0] == "**":
-        return any(_fits(names[skipped:], pattern[1:]) for skipped in range(len(names) + 1))
-    if not names or (names[0].startswith(".") and not pattern[0].startswith(".")):
-        return False
-    return fnmatch(names[0], pattern[0]) and _fits(names[1:], pattern[1:])
-
-
-def _is_folder(path: Path) -> bool:
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except FileNotFoundError as error:
@@ -371,13 +244,13 @@ def _is_folder(path: Path) -> bool:
         raise TlkitError(f"cannot be read ({reason})", where=path, remedy="check the path") from error
 
 
-def _list(folder: Path) -> tuple[list[str], list[str]]:
+def names_in(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders in a folder, sorted and without hidden ones, and of its files."""
     _, names, files = next(os.walk(folder, onerror=_refuse_unreadable))
     return sorted(name for name in names if not name.startswith(".")), files
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """Files below ``folder`` in sorted order; links to folders are followed, but never in a circle or back up."""
     seen = {_identity(parent) for parent in folder.absolute().parents}
     for parent, names, files in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
@@ -399,15 +272,17 @@ def _refuse_unreadable(error: OSError) -> NoReturn:
     raise TlkitError(f"cannot be read ({error.strerror})", where=error.filename, remedy="check the rights") from error
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file is called like an image."""
     # "._photo.jpg" beside "photo.jpg" is what macOS leaves on foreign disks: not an image in spite of its name
     return Path(name).suffix.lower() in IMAGE_SUFFIXES | HEIC_SUFFIXES and not name.startswith(".")
 
 
 def _count_loose(files: Sequence[str]) -> Counter[str]:
     """Files beside class folders."""
-    return Counter("outside class folders" if _is_image(name) else _kind(name) for name in files)
+    return Counter("outside class folders" if is_image(name) else kind(name) for name in files)
 
 
-def _kind(name: str) -> str:
+def kind(name: str) -> str:
+    """What a file that is ignored is counted as."""
     return "hidden" if name.startswith(".") else Path(name).suffix.lower()
