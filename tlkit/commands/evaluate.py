@@ -13,7 +13,16 @@ from tlkit import __version__, config, run_folder
 from tlkit.commands.calibrating import calibrate, choose_parts, refuse_unfit, write_calibrated
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import counts, report_skipped, skipped, write_predictions, write_report
-from tlkit.commands.measuring import Aligned, align, differences, learnt_from, part_named, predictions, read_labelled
+from tlkit.commands.measuring import (
+    Aligned,
+    align,
+    differences,
+    learnt_from,
+    part_named,
+    places,
+    predictions,
+    read_labelled,
+)
 from tlkit.commands.passing import how
 from tlkit.data.folders import Samples
 from tlkit.evaluation.comparison import mcnemar
@@ -69,6 +78,7 @@ def evaluate(
         return {}
     report_skipped(console, found.bad)
     told: dict[str, Any] = {"model": loaded.name, "weights": loaded.weights, "split": part, "tta": views.tta}
+    rate = len(found.rows) / max(found.network_seconds, 1e-9)
     calibrated = None
     if calibration.calibrate:
         calibrated = calibrate(found, read, fitted_on, part)
@@ -76,6 +86,7 @@ def evaluate(
         told |= {"calibration": calibrated.told}
     summary = told | _figures(read, found, part, views, merging, view.count(loaded.preprocessing))
     summary |= {
+        "network_images_per_second": round(rate, 2),
         "unknown_classes": aligned.unknown,
         "missing_classes": aligned.missing,
         "data": counts(samples),
@@ -92,7 +103,7 @@ def evaluate(
         folder = run_folder.new_run(output.out, "evaluate")
         summary["run"] = str(folder)
         groups = (network, data, views, merging, calibration, preprocess, compute, passing)
-        recipe = config.effective_recipe("evaluate", groups) | {"data": str(read.root.resolve())}
+        recipe = config.effective_recipe("evaluate", groups) | places([network.model], data.data)
         if calibrated is not None:
             write_calibrated(folder, loaded, calibrated, samples)
         _write(folder, loaded, summary, read, found, classes, recipe, passes, started)
@@ -116,7 +127,6 @@ def _figures(
         "reliability": reliability(confidence, right),
         "coverage": coverage(confidence, right),
         "network_seconds": round(found.network_seconds, 3),
-        "network_images_per_second": round(len(labels) / max(found.network_seconds, 1e-9), 2),
     }
     if len(samples.classes) <= MATRIX_CLASSES:
         out["confusion_matrix"] = confusion_matrix(predicted, labels, len(samples.classes)).tolist()

@@ -69,6 +69,13 @@ def learnt_from(models: Sequence[str], data: Path | None, samples: Samples, mask
     return f"{seen} of the {int(mask.sum())} images were trained on: expect fewer right on new ones"
 
 
+def places(models: Sequence[str], data: Path | None) -> dict[str, str]:
+    """``model`` and ``data`` for a recipe that means the same from any working folder."""
+    folder, model = _runs_on(models, data)[0], models[0]
+    found = {"model": str(Path(model).resolve()) if run_folder.is_run(model) else model}
+    return found | ({"data": str(folder.resolve())} if folder is not None else {})
+
+
 def _runs_on(models: Sequence[str], data: Path | None) -> tuple[Path | None, list[Path]]:
     """The folder of images, by default what the first run was trained on, and which of the models are runs on it."""
     owners = {Path(model): own for model in models if (own := own_data(Path(model))) is not None}
