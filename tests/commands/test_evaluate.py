@@ -18,7 +18,8 @@ from sklearn.metrics import precision_recall_fscore_support
 from timm.data import ImageNetInfo
 
 Tlkit = Callable[..., Any]
-FIGURES = {"images", "top1", "top1_ci95", "balanced_accuracy", "loss", "ece"}
+FIGURES = {"images", "top1", "balanced_accuracy", "macro_f1", "loss", "brier", "ece"}
+INTERVALS = {f"{name}_ci95" for name in FIGURES - {"images"}}
 CLASSES = ("a", "b", "c", "d")
 
 
@@ -42,9 +43,18 @@ def test_json_is_one_object_with_the_contracts_fields(tlkit: Tlkit, trained: Pat
     assert set(told) >= {"command", "version", "seconds", "metrics", "per_class", "tta"}
     assert "run" not in told, "no run folder was asked for"
     assert (told["command"], told["tta"], told["split"]) == ("evaluate", "center", "test")
-    assert set(told["metrics"]) == FIGURES
+    assert set(told["metrics"]) == FIGURES | INTERVALS, "no AUROC: fewer than ten images of each class"
+    assert (told["merge"], told["network_images_per_second"] > 0) == ("mean", True)
+    assert "tta_audit" not in told and "calibration" not in told
     assert [row["class"] for row in told["per_class"]] == ["disc", "square", "triangle"]
-    assert all(set(row) == {"class", "images", "precision", "recall", "f1"} for row in told["per_class"])
+    assert all(set(row) == {"class", "images", "precision", "recall", "f1", "auroc"} for row in told["per_class"])
+    matrix = np.array(told["confusion_matrix"])
+    assert matrix.sum(1).tolist() == [row["images"] for row in told["per_class"]]
+    assert matrix.trace() == round(told["metrics"]["top1"] * told["metrics"]["images"])
+    assert sum(row["images"] for row in told["reliability"]) == told["metrics"]["images"]
+    whole = told["coverage"][0]
+    assert (whole["threshold"], whole["coverage"], whole["accuracy"]) == (0, 1, told["metrics"]["top1"])
+    assert told["data"]["disc"]["test"] == 3
 
 
 @pytest.mark.parametrize("split", ["auto", "test", "val", "train", "all"])
@@ -59,7 +69,7 @@ def test_on_its_own_data_a_runs_stored_split_is_used(
     assert told["metrics"]["images"] == counted[split]
     reference = stored["metrics"].get("test" if split == "auto" else split)
     if reference:
-        for name in FIGURES - {"top1_ci95"}:
+        for name in FIGURES:
             assert told["metrics"][name] == pytest.approx(reference[name], abs=1e-4), name
 
 
@@ -145,7 +155,7 @@ def test_an_extra_class_is_left_out_and_shifts_nothing(
     whole = tlkit("evaluate", four, data, "--precision", "fp32", "--json", "--quiet").json
     make_shapes(data, (extra,), 3)
     done = tlkit("evaluate", four, data, "--precision", "fp32", "--json")
-    for name in FIGURES - {"top1_ci95"}:
+    for name in FIGURES:
         assert done.json["metrics"][name] == pytest.approx(whole["metrics"][name], abs=1e-4), name
     assert done.json["unknown_classes"] == {extra: 3}
     assert f"3 images of 1 classes that the network does not know are left out: {extra} (3)" in done.err
@@ -210,6 +220,78 @@ def test_bad_files(tlkit: Tlkit, make_shapes: Callable[..., Path], trained: Path
     else:
         assert done.code == 1
         assert "disc/bad.jpg" in done.error
+
+
+# Views
+
+
+def predicted(run: Path) -> dict[str, tuple[str, str]]:
+    with (run / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        return {row["path"]: (row["label"], row["predicted"]) for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize("views", ["flip", "five-crop", "ten-crop", "multi-scale", "multi-scale+ten-crop"])
+def test_the_audit_is_what_two_evaluations_differ_in(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], four: Path, tmp_path: Path, views: str
+) -> None:
+    data = make_shapes(tmp_path / "data", CLASSES, 20, seed=11)
+    options = ("--crop", 0.6, "--precision", "fp32", "--quiet", "--json")
+    alone = tlkit("evaluate", four, data, *options, "--out", tmp_path / "alone").json
+    told = tlkit("evaluate", four, data, *options, "--tta", views, "--out", tmp_path / "views").json
+    before, after = predicted(tmp_path / "alone"), predicted(tmp_path / "views")
+    fixed = sum(before[path][1] != label and guess == label for path, (label, guess) in after.items())
+    broken = sum(before[path][1] == label and guess != label for path, (label, guess) in after.items())
+    audit = told["tta_audit"]
+    assert (audit["fixed"], audit["broken"]) == (fixed, broken)
+    assert audit["center_top1"] == pytest.approx(alone["metrics"]["top1"])
+    assert told["metrics"]["top1"] * 80 == pytest.approx(alone["metrics"]["top1"] * 80 + fixed - broken)
+    assert audit["views"] == {"flip": 2, "five-crop": 5, "ten-crop": 10, "multi-scale": 3}.get(views, 30)
+    assert audit["network_seconds"] > 0 and 0 < audit["p"] <= 1
+
+
+def test_merges_differ_and_are_said(tlkit: Tlkit, make_shapes: Callable[..., Path], four: Path, tmp_path: Path) -> None:
+    data = make_shapes(tmp_path / "data", CLASSES, 10, seed=12)
+    losses = set()
+    for merge in ("mean", "geometric", "max"):
+        told = tlkit("evaluate", four, data, "--tta", "ten-crop", "--crop", 0.6, "--merge", merge, "--json").json
+        assert told["merge"] == merge
+        losses.add(round(told["metrics"]["loss"], 6))
+    assert len(losses) == 3
+
+
+def test_crops_without_room_are_pointed_out(tlkit: Tlkit, trained: Path) -> None:
+    done = tlkit("evaluate", trained, "--tta", "ten-crop", "--crop", 1.0)
+    assert done.code == 0 and "--crop 0.875 gives them room" in done.err
+    assert "gives them room" not in tlkit("evaluate", trained, "--tta", "flip", "--crop", 1.0).err
+
+
+@pytest.mark.parametrize(
+    ("views", "said"),
+    [("tencrop", "did you mean 'ten-crop'"), ("flip+flip", "both say"), ("ten-crop+five-crop", "both say"), ("", "''")],
+)
+def test_views_that_are_none_are_one_line(tlkit: Tlkit, trained: Path, views: str, said: str) -> None:
+    done = tlkit("evaluate", trained, "--tta", views)
+    assert done.code == 1 and said in done.error and "--tta" in done.error
+
+
+def test_the_recipe_repeats_it_from_any_folder(
+    tlkit: Tlkit, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained.parent)
+    told = tlkit("evaluate", trained.name, "--tta", "flip", "--out", tmp_path / "out", "--json").json
+    monkeypatch.chdir(tmp_path)
+    again = tlkit("evaluate", "--recipe", "out/recipe.yaml", "--json").json
+    assert again["metrics"] == told["metrics"] and again["tta"] == "flip"
+
+
+def test_the_matrix_is_written_cell_by_cell(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], four: Path, tmp_path: Path, read_csv: Any
+) -> None:
+    data = make_shapes(tmp_path / "data", CLASSES, 6, seed=13)
+    told = tlkit("evaluate", four, data, "--out", tmp_path / "out", "--json").json
+    cells = {(row["class"], row["predicted"]): int(row["images"]) for row in read_csv(tmp_path / "out/confusions.csv")}
+    for true, row in zip(CLASSES, told["confusion_matrix"], strict=True):
+        assert [cells.get((true, guess), 0) for guess in CLASSES] == row
 
 
 # ImageNet networks

@@ -102,7 +102,6 @@ def test_an_overconfident_network_is_mended() -> None:
     fitted, others = slice(0, 2000), slice(2000, None)
     probabilities = softmax(logits, axis=1)
     temperature = fit_temperature(probabilities[fitted], labels[fitted])
-    errors = []
-    for found in (probabilities[others], with_temperature(probabilities[others], temperature)):
-        errors.append(calibration_error(found.max(1), found.argmax(1) == labels[others]))
+    both = (probabilities[others], with_temperature(probabilities[others], temperature))
+    errors = [calibration_error(found.max(1), found.argmax(1) == labels[others]) for found in both]
     assert errors[0] > 0.15 and errors[1] < 0.04

@@ -117,7 +117,9 @@ def network() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def mixed(make_shapes: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], set[int]]:
+def mixed(
+    make_shapes: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str], set[int]]:
     """21 images, of which two cannot be read."""
     folder = make_shapes(tmp_path_factory.mktemp("mixed"), images=7)
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))

@@ -142,7 +142,9 @@ def test_joined_views_are_each_of_the_one_at_each_of_the_other() -> None:
     assert views_named("flip+five-crop") == VIEWS["ten-crop"]
 
 
-@pytest.mark.parametrize("names", [*(name.split("+") for name in JOINED), ["flip", "multi-scale", "five-crop"]], ids=str)
+@pytest.mark.parametrize(
+    "names", [*(name.split("+") for name in JOINED), ["flip", "multi-scale", "five-crop"]], ids=str
+)
 def test_the_order_of_the_names_does_not_matter(names: list[str]) -> None:
     assert {views_named("+".join(order)) for order in permutations(names)} == {views_named("+".join(names))}
 

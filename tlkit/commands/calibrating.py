@@ -103,7 +103,8 @@ def calibrate(found: Predictions, samples: Samples, fitted_on: str, part: str) -
     if not fitted.any() or fitted.all():
         raise TlkitError(f"no images of {fitted_on} or {part} are left", where=samples.root, remedy="add some")
     temperature = fit_temperature(found.probabilities[fitted], samples.labels[fitted])
-    if not 1.01 / LARGEST < temperature < 0.99 * LARGEST:
+    all_right = (found.probabilities[fitted].argmax(1) == samples.labels[fitted]).all()  # the colder, the better
+    if all_right or not 1.01 / LARGEST < temperature < 0.99 * LARGEST:
         count = int(fitted.sum())
         what = f"the {count} images of {fitted_on} determine no temperature: they are all right, or most are wrong"
         raise TlkitError(what, where="--calibrate", remedy="give more images")
