@@ -170,3 +170,19 @@ def test_the_report_tells_it(calibrated: Any) -> None:
     page = (out / "report.html").read_text(encoding="utf-8")
     assert f"{told['calibration']['temperature']:.2f}"[:3] in page and "emperature" in page
     assert json.loads((out / "summary.json").read_text())["calibration"] == told["calibration"]
+
+
+def test_a_manifest_with_a_file_that_cannot_be_read(tlkit: Tlkit, noisy: Path, tmp_path: Path) -> None:
+    """The calibrated run finds the same images again, by the manifest, and reports the same ones."""
+    paths = sorted((noisy.parent / "data" / "test").rglob("*.*"))
+    rows = [[str(path), path.parent.name] for path in paths] + [[str(tmp_path / "gone.png"), "disc"]]
+    manifest, out = tmp_path / "list.csv", tmp_path / "out"
+    with manifest.open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label"], *rows])
+    options = ("--on-error", "skip", "--json", *FP32)
+    told = tlkit("evaluate", noisy, manifest, "--calibrate", "--out", out, *options).json
+    assert told["calibration"]["fitted_images"] + told["metrics"]["images"] == 90
+    assert [Path(file["path"]).name for file in told["skipped_files"]] == ["gone.png"]
+    again = tlkit("evaluate", out, *options).json
+    assert again["metrics"]["images"] == told["metrics"]["images"]
+    assert again["metrics"]["loss"] == pytest.approx(told["metrics"]["loss"], abs=1e-4)

@@ -153,3 +153,31 @@ def test_mistakes_are_one_line(tlkit: Tlkit, runs: list[Path], data: Path, tmp_p
         assert done.code == 1 and said in done.error, (arguments, done.err)
     done = tlkit("compare", "test_resnet", "test_vit")
     assert done.code == 2 and "--data" in done.error
+
+
+def test_bad_files_are_not_of_unknown_classes(tlkit: Tlkit, runs: list[Path], data: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(data, tmp_path / "data")
+    (copy / "test" / "disc" / "bad.png").write_bytes(b"nothing")
+    done = tlkit("compare", *runs[:2], "--data", copy, "--on-error", "skip", "--json", *FP32)
+    assert done.json["left_out"] == 0
+    assert "does not know" not in done.err and "bad.png" in done.err
+
+
+def test_more_than_five_classes_have_a_top5_error(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], small: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Six, of which three look like the other three."""
+    for split, images in (("train", 5), ("test", 8)):
+        for half, name in enumerate(("warm", "cold")):
+            folder = make_shapes(tmp_path / split / name, images=images, seed=images + half)
+            for path in sorted(folder.iterdir()):
+                shutil.copytree(path, tmp_path / "data" / split / f"{name} {path.name}")
+    runs = [tmp_path / "first", tmp_path / "second"]
+    for seed, run in enumerate(runs):
+        options = ("--strategy", "probe", "--seed", seed, "--out", run)
+        assert tlkit("finetune", tmp_path / "data", *small, *FP32, *options).code == 0
+    told = tlkit("compare", *runs, "--json", *FP32).json
+    assert told["classes"] == 6
+    for row in told["rows"]:
+        assert row["top5_error"] == pytest.approx(1 - row["top5"]) and row["top5_ci95"][0] <= row["top5"]
+    assert "| top-5 error |" in tlkit("compare", *runs, "--format", "markdown", *FP32).out

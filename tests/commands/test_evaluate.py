@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
-import timm
+import timm.data
 import torch
-from sklearn.metrics import precision_recall_fscore_support
+from PIL import Image
+from scipy.stats import binomtest
+from sklearn.metrics import f1_score, log_loss, precision_recall_fscore_support, roc_auc_score
 from timm.data import ImageNetInfo
 
 Tlkit = Callable[..., Any]
@@ -363,3 +365,152 @@ def test_a_person_sees_the_worst_classes_first(
     table = done.out[done.out.index("per class") :]
     assert "top-1" in done.out
     assert table.index("\nd ") < table.index("\na ")
+
+
+# What is told of the predictions
+
+
+@pytest.fixture(scope="module")
+def hard(make_shapes: Callable[..., Path], tmp_path_factory: Any) -> Path:
+    """Images of the classes of `four` of which it gets many wrong: most are cut off, or of another class's folder."""
+    data = make_shapes(tmp_path_factory.mktemp("hard") / "data", CLASSES, 12, seed=21)
+    for name, other in zip(CLASSES, (*CLASSES[1:], CLASSES[0]), strict=True):
+        for number in range(0, 12, 4):
+            shutil.move(data / name / f"{number:02d}.png", data / other / f"from_{name}_{number:02d}.png")
+    return data
+
+
+@pytest.fixture(scope="module")
+def measured(tlkit: Tlkit, four: Path, hard: Path, tmp_path_factory: Any) -> Callable[..., tuple[dict[str, Any], Path]]:
+    """``measured(views, merge)``: what evaluate prints, and its folder; each measured once."""
+    kept: dict[tuple[str, str], tuple[dict[str, Any], Path]] = {}
+
+    def measure(views: str = "center", merge: str = "mean") -> tuple[dict[str, Any], Path]:
+        if (views, merge) not in kept:
+            out = tmp_path_factory.mktemp("measured") / f"{views} {merge}"
+            options = ("--precision", "fp32", "--crop", 0.7, "--json", "--out", out)
+            told = tlkit("evaluate", four, hard, "--tta", views, "--merge", merge, *options).json
+            kept[views, merge] = told, out
+        return kept[views, merge]
+
+    return measure
+
+
+def test_figures_are_scikit_learns_of_the_predictions_written(measured: Any, read_csv: Any) -> None:
+    told, out = measured()
+    rows = read_csv(out / "predictions.csv")
+    truth, predicted = [row["label"] for row in rows], [row["predicted"] for row in rows]
+    right = [label == guess for label, guess in zip(truth, predicted, strict=True)]
+    figures, confidence = told["metrics"], np.array([float(row["probability"]) for row in rows])
+    assert figures["images"] == len(rows) == 48 and 0 < sum(right) < 48
+    assert figures["top1"] == pytest.approx(np.mean(right))
+    assert figures["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro", zero_division=0))
+    low, high = figures["top1_ci95"]
+    assert [low, high] == pytest.approx(list(binomtest(sum(right), 48).proportion_ci(method="wilson")), abs=1e-6)
+    matrix = [[sum((a, b) == pair for pair in zip(truth, predicted, strict=True)) for b in CLASSES] for a in CLASSES]
+    assert told["confusion_matrix"] == matrix
+    cells = {(row["class"], row["predicted"]): int(row["images"]) for row in read_csv(out / "confusions.csv")}
+    pairs = zip(CLASSES, matrix, strict=True)
+    assert cells == {(a, b): count for a, row in pairs for b, count in zip(CLASSES, row, strict=True) if count}
+    for row in told["coverage"]:
+        kept = [hit for hit, sure in zip(right, confidence, strict=True) if sure >= row["threshold"]]
+        assert row["images"] == len(kept) and row["coverage"] == pytest.approx(len(kept) / 48)
+        assert row["accuracy"] == (pytest.approx(np.mean(kept)) if kept else None)
+    assert sum(row["images"] for row in told["reliability"]) == 48
+    error = sum(row["images"] / 48 * abs(row["accuracy"] - row["confidence"]) for row in told["reliability"])
+    assert figures["ece"] == pytest.approx(error)
+
+
+def test_figures_are_those_of_timm_alone(measured: Any, four: Path, hard: Path) -> None:
+    """The run's network as timm loads it, its preprocessing as timm makes it, the figures by scikit-learn."""
+    told, _ = measured()
+    network = timm.create_model(f"local-dir:{four}", pretrained=True).eval()
+    config = timm.data.resolve_model_data_config(network) | {"crop_pct": 0.7}
+    transform = timm.data.create_transform(**config, is_training=False)
+    paths = sorted(hard.rglob("*.*"))
+    labels = np.array([CLASSES.index(path.parent.name) for path in paths])
+    with torch.inference_mode():
+        batch = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+        probabilities = network(batch).double().softmax(-1).numpy()
+    figures = told["metrics"]
+    assert figures["top1"] == pytest.approx((probabilities.argmax(1) == labels).mean())
+    assert figures["loss"] == pytest.approx(log_loss(labels, probabilities), rel=1e-3)
+    areas = [roc_auc_score(labels == row, probabilities[:, row]) for row in range(4)]
+    assert [row["auroc"] for row in told["per_class"]] == pytest.approx(areas, abs=1e-3)
+    assert figures["auroc"] == pytest.approx(np.mean(areas), abs=1e-3)
+    assert figures["auroc_ci95"][0] <= figures["auroc"] <= figures["auroc_ci95"][1]
+
+
+def test_an_audit_that_counts_something_has_its_p(measured: Any) -> None:
+    audits = [measured(views)[0]["tta_audit"] for views in ("flip", "five-crop", "ten-crop", "multi-scale")]
+    assert sum(audit["fixed"] + audit["broken"] for audit in audits) > 0, "or nothing is compared here"
+    for audit in audits:
+        fixed, differing = audit["fixed"], audit["fixed"] + audit["broken"]
+        assert audit["p"] == pytest.approx(binomtest(fixed, differing).pvalue if differing else 1)
+
+
+@pytest.mark.parametrize("merge", ["geometric", "max"])
+def test_merges_differ_and_their_audit_is_of_the_same_centre(measured: Any, merge: str) -> None:
+    told, mean = measured("ten-crop", merge)[0], measured("ten-crop")[0]
+    assert told["merge"] == merge
+    assert told["metrics"]["loss"] != pytest.approx(mean["metrics"]["loss"], abs=1e-4)
+    assert told["tta_audit"]["center_top1"] == mean["tta_audit"]["center_top1"]
+    assert measured("center", merge)[0]["metrics"] == measured()[0]["metrics"], "one view is merged with none"
+
+
+def test_a_recipe_repeats_all_of_the_evaluation(tlkit: Tlkit, measured: Any, tmp_path: Path, read_csv: Any) -> None:
+    told, out = measured("ten-crop", "max")
+    again = tlkit("evaluate", "--recipe", out / "recipe.yaml", "--out", tmp_path / "again", "--json").json
+    for name in ("metrics", "per_class", "tta", "merge", "confusion_matrix", "preprocessing", "split"):
+        assert again[name] == told[name], name
+    assert read_csv(out / "predictions.csv") == read_csv(tmp_path / "again" / "predictions.csv")
+
+
+@pytest.mark.parametrize("folders", [False, True], ids=["rows alone", "rows of another folder"])
+def test_a_recipe_repeats_the_evaluation_of_a_manifest(
+    tlkit: Tlkit, four: Path, hard: Path, tmp_path: Path, folders: bool
+) -> None:
+    """Which is a file, beside which there may be other images."""
+    manifest = (hard.parent if folders else tmp_path) / "list.csv"
+    paths = sorted(hard.rglob("*.*"))[::2]
+    with manifest.open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label"], *([str(path), path.parent.name] for path in paths)])
+    options = ("--precision", "fp32", "--json")
+    told = tlkit("evaluate", four, manifest, *options, "--out", tmp_path / "first").json
+    assert told["metrics"]["images"] == 24
+    again = tlkit("evaluate", "--recipe", tmp_path / "first" / "recipe.yaml", *options).json
+    assert again["metrics"] == told["metrics"]
+
+
+def test_the_folder_has_a_page_of_its_own(measured: Any) -> None:
+    told, out = measured("ten-crop")
+    names = {path.name for path in out.iterdir()}
+    assert names >= {"report.html", "predictions.csv", "confusions.csv", "summary.json", "recipe.yaml"}
+    assert not names & {"model.safetensors", "config.json", "skipped_files.csv"}
+    page = (out / "report.html").read_text()
+    assert (
+        "<html" in page and "http://" not in page.replace("http://www.w3.org", "") and all(c in page for c in CLASSES)
+    )
+    assert json.loads((out / "summary.json").read_text())["tta_audit"] == told["tta_audit"]
+
+
+def test_a_person_is_told_of_views_that_gain_nothing(tlkit: Tlkit, trained: Path) -> None:
+    done = tlkit("evaluate", trained, "--tta", "flip", "--precision", "fp32")
+    assert done.code == 0
+    assert "flip: top-1" in done.out and "put right" in done.out and "2 views" in done.out
+    told = tlkit("evaluate", trained, "--tta", "flip", "--precision", "fp32", "--json").json
+    gains = told["tta_audit"]["fixed"] > told["tta_audit"]["broken"]
+    assert ("gains nothing" in done.err or "hurts" in done.err) != gains
+
+
+def test_a_matrix_of_many_classes_is_in_the_file_alone(
+    tlkit: Tlkit, make_shapes: Callable[..., Path], imagenet_file: Path, tmp_path: Path, read_csv: Any
+) -> None:
+    data, out = make_shapes(tmp_path / "shapes", images=3, seed=3), tmp_path / "out"
+    for shape, name in IDS.items():
+        (data / shape).rename(data / name)
+    arguments = ("--weights", imagenet_file, "--image-size", 64, "--out", out, "--json")
+    told = tlkit("evaluate", "test_resnet", data, *arguments).json
+    assert "confusion_matrix" not in told and {"top5", "top5_ci95"} <= set(told["metrics"])
+    rows = read_csv(out / "confusions.csv")
+    assert sum(int(row["images"]) for row in rows) == 9 and {row["class"] for row in rows} == set(IDS.values())

@@ -145,6 +145,7 @@ def _summary(
     if not common:
         what = "no image is of a class that all networks know"
         raise TlkitError(what, where=samples.root, remedy="compare networks of the same classes")
+    unread = {file.path for file in bad}
     rows, right = [], []
     for candidate in candidates:
         kept = np.array([path in common for path in candidate.samples.paths])
@@ -172,7 +173,7 @@ def _summary(
         "classes": len({samples.labels[row] for row, path in enumerate(samples.paths) if path in common}),
         "tta": tta,
         "rows": rows,
-        "left_out": len(samples) - len(common),
+        "left_out": sum(path not in common and path not in unread for path in samples.paths),
         "skipped_files": skipped(bad),
         "device": str(how.accelerator.device),
         "precision": how.accelerator.mixed_precision,
@@ -203,10 +204,10 @@ def _show(form: str, summary: dict[str, Any], out: Path | None, console: Console
 
 def _table(summary: dict[str, Any]) -> Table:
     with_top5 = any("top5_error" in row for row in summary["rows"])
-    columns = ["network", "top-1", "95 % interval", *["top-5 error"] * with_top5, "params", "MACs", "img/s", "p"]
+    columns = ["network", "top-1", "95 %", *["top-5 error"] * with_top5, "params", "MACs", "img/s", "p"]
     rows = []
     for row in sorted(summary["rows"], key=lambda row: (not row["best"], -row["top1"])):
-        interval = "{:.3f} to {:.3f}".format(*row["top1_ci95"])
+        interval = "{:.3f}–{:.3f}".format(*row["top1_ci95"])
         error = [f"{row['top5_error']:.3f}" if "top5_error" in row else "-"] * with_top5
         against = "best" if row["best"] else f"{row['mcnemar']['p_holm']:.2g}"
         speed = f"{row['images_per_second']:.0f}"
