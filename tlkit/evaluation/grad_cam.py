@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,8 +43,11 @@ def heat_maps(loaded: Loaded, samples: Samples, predicted: np.ndarray, how: How)
             if len(batch.rows):
                 places = batch.rows.tolist()
                 images = normalise(batch.images[:, 0].to(device), loaded.preprocessing)
+                images = images.contiguous(memory_format=torch.channels_last)
                 targets = torch.as_tensor(predicted[[rows[place] for place in places]], device=device)
-                for place, heat in zip(places, grad_cam(network, images, targets), strict=True):
+                with how.accelerator.autocast():
+                    maps = grad_cam(network, images, targets)
+                for place, heat in zip(places, maps, strict=True):
                     found[place] = heat
         return found
 
@@ -67,40 +69,45 @@ def grad_cam(network: nn.Module, images: Tensor, targets: Tensor) -> list[np.nda
         For each image a map (h, w) in [0, 1], 1 where most speaks for the class; None where no stage's output is a map,
         or nothing in it speaks for the class.
     """
-    maps: dict[str, Tensor] = {}
-
-    def keep(name: str, _: nn.Module, __: Any, output: Any) -> Any:
-        if not isinstance(output, Tensor) or not output.requires_grad:
-            return None
-        maps[name] = output.clone()  # a layer after it may work in place
-        return maps[name]
-
-    outputs = [stage.output for stage in stages(network) if stage.output]
-    hooks = [network.get_submodule(name).register_forward_hook(partial(keep, name)) for name in outputs]
-    try:
-        with torch.enable_grad():
-            logits = network(images.clone().requires_grad_())
-            speaks = logits.gather(1, targets.view(-1, 1)).sum()
-            names = [name for name in outputs if name in maps]
-            gradients = torch.autograd.grad(speaks, [maps[name] for name in names], allow_unused=True)
-    except RuntimeError:  # weights that are no part of any graph, layers that work in place on what a gradient needs
-        return [None] * len(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
     found: list[np.ndarray | None] = [None] * len(images)
-    for name, gradient in reversed(list(zip(names, gradients, strict=True))):
-        if gradient is None or (placed := _placed(network, maps[name].detach())) is None:
-            continue
-        slopes = _placed(network, gradient)
-        assert slopes is not None  # of the same shape
-        heat = (slopes.mean((1, 2), keepdim=True) * placed).sum(-1).relu().float().cpu().numpy()
-        for place, one in enumerate(heat):
-            if found[place] is None and one.max() > 0:
-                found[place] = one / one.max()
-        if all(one is not None for one in found):
+    for name in reversed([stage.output for stage in stages(network) if stage.output]):
+        todo = [place for place, one in enumerate(found) if one is None]
+        if not todo:
             break
+        for place, heat in zip(todo, _of_stage(network, name, images[todo], targets[todo]), strict=True):
+            found[place] = heat
     return found
+
+
+def _of_stage(network: nn.Module, name: str, images: Tensor, targets: Tensor) -> list[np.ndarray | None]:
+    """Grad-CAM on the output of one module; nothing before it is differentiated."""
+    maps: list[Tensor] = []
+
+    def begin(_: nn.Module, __: Any, output: Any) -> Any:
+        if not isinstance(output, Tensor):
+            return None
+        maps.append(output.detach().clone().requires_grad_())  # a copy: a layer after it may work in place
+        torch.set_grad_enabled(True)  # until the end of the pass
+        return maps[-1]
+
+    nothing: list[np.ndarray | None] = [None] * len(images)
+    hook = network.get_submodule(name).register_forward_hook(begin)
+    try:
+        with torch.no_grad():
+            speaks = network(images).gather(1, targets.view(-1, 1)).sum()
+            if not maps or not speaks.requires_grad:
+                return nothing
+            (gradient,) = torch.autograd.grad(speaks, maps[-1:], allow_unused=True)
+    except RuntimeError:  # what a network keeps of an earlier pass in inference mode cannot be differentiated
+        return nothing
+    finally:
+        hook.remove()
+    if gradient is None or (placed := _placed(network, maps[-1].detach())) is None:
+        return nothing
+    slopes = _placed(network, gradient)
+    assert slopes is not None  # of the same shape
+    heats = (slopes.mean((1, 2), keepdim=True) * placed).sum(-1).relu().float().cpu().numpy()
+    return [one / one.max() if one.max() > 0 else None for one in heats]
 
 
 def _placed(network: nn.Module, output: Tensor) -> Tensor | None:
