@@ -24,7 +24,6 @@ from tlkit.data.feature_file import (
     Columns,
     Unfinished,
     refuse_unwritable,
-    suffixes,
     working_folder,
 )
 from tlkit.data.loading import BadFile
@@ -337,7 +336,7 @@ def test_one_writer_at_a_time(begun: Path, contents: Callable[[Path], Any]) -> N
 
 
 def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert set(suffixes()) == {".npz", ".parquet", ".safetensors"}
+    assert set(WRITERS) == {".npz", ".parquet", ".safetensors"}
     for name in ("f.npz", "f.NPZ", "f.Parquet", "f.safetensors"):
         refuse_unwritable(tmp_path / name)
     for name, what in (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tlkit import run_folder
+from tlkit.commands.labelled import write_splits
 from tlkit.data.folders import Samples
 from tlkit.data.splits import split
 from tlkit.errors import TlkitError
@@ -136,5 +136,4 @@ def write_calibrated(folder: Path, loaded: Loaded, calibrated: Calibrated, sampl
     splits = samples.splits.copy()
     splits[splits == ""] = "test"  # reported on, of data without splits
     splits[splits == FITTED] = "train"
-    rows = zip(samples.paths, (samples.classes[label] for label in samples.labels), splits.tolist(), strict=True)
-    run_folder.write_rows(folder / run_folder.SPLITS, ("path", "label", "split"), rows)
+    write_splits(folder, replace(samples, splits=splits))

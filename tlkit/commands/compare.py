@@ -19,6 +19,7 @@ from tlkit.commands.measuring import align, differences, learnt_from, part_named
 from tlkit.commands.passing import how
 from tlkit.data.folders import Samples
 from tlkit.data.loading import BadFile
+from tlkit.data.transforms import View
 from tlkit.errors import TlkitError
 from tlkit.evaluation.comparison import holm, mcnemar
 from tlkit.evaluation.metrics import measured
@@ -61,7 +62,7 @@ def compare(
     started = time.monotonic()
     form = _form(compared, output, console)
     names = _titles(compared.models)
-    views_named(views.tta)
+    view = views_named(views.tta)
     samples = read_labelled(compared.models, compared.data, "compare")
     part, mask = part_named(samples, compared.split)
     for line in (*samples.remarks(), learnt_from(compared.models, compared.data, samples, mask)):
@@ -75,7 +76,7 @@ def compare(
     passes = how(compute, console, passing)
     candidates, bad = [], []
     for model, name in zip(compared.models, names, strict=True):
-        candidate = _measure(model, name, samples, views.tta, merging.merge, compared.on_error, passes, console)
+        candidate = _measure(model, name, samples, view, merging.merge, compared.on_error, passes, console)
         bad += [file for file in candidate.found.bad if file not in bad]
         candidates.append(candidate)
     report_skipped(console, bad)
@@ -115,10 +116,10 @@ def _titles(models: Sequence[str]) -> list[str]:
 
 
 def _measure(
-    model: str, name: str, samples: Samples, tta: str, merge: str, on_error: str, how: How, console: Console
+    model: str, name: str, samples: Samples, view: View, merge: str, on_error: str, how: How, console: Console
 ) -> Candidate:
     torch.manual_seed(0)
-    loaded, view = build(model, "default"), views_named(tta)
+    loaded = build(model, "default")
     aligned = align(samples, loaded)
     for line in (*loaded.remarks, remark(view, loaded.preprocessing), *differences(aligned, loaded)):
         if line:

@@ -84,7 +84,7 @@ def evaluate(
         calibrated = calibrate(found, read, fitted_on, part)
         read, found = calibrated.samples, calibrated.predictions
         told |= {"calibration": calibrated.told}
-    summary = told | _figures(read, found, part, views, merging, view.count(loaded.preprocessing))
+    summary = told | _figures(read, found, views, merging, view.count(loaded.preprocessing))
     summary |= {
         "network_images_per_second": round(rate, 2),
         "unknown_classes": aligned.unknown,
@@ -114,7 +114,7 @@ def evaluate(
 
 
 def _figures(
-    samples: Samples, found: Predictions, part: str, views: config.Views, merging: config.Merging, count: int
+    samples: Samples, found: Predictions, views: config.Views, merging: config.Merging, count: int
 ) -> dict[str, Any]:
     """What the predictions say of the network, for people who look at it from several sides."""
     probabilities, labels = found.probabilities, samples.labels

@@ -14,7 +14,7 @@ import numpy as np
 from tlkit import config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.keeping import kept_when_stopped
-from tlkit.commands.labelled import stored_split
+from tlkit.commands.labelled import stored_split, write_splits
 from tlkit.commands.reading import labelled, refuse_too_few
 from tlkit.commands.results import CrossValidation
 from tlkit.commands.training import build_network, train
@@ -120,7 +120,7 @@ def cross_validate(
     """
     with kept_when_stopped(run, options.command, console, fresh=fresh, keep_state=resume.keep_state):
         if fresh:
-            run_folder.write_rows(run / run_folder.SPLITS, ("path", "label", "split"), _rows(samples))
+            write_splits(run, samples)
             run_folder.write_recipe(run, options.recipe)
         plain = replace(options.data, folds=None)
         groups = tuple(plain if group is options.data else group for group in options.groups)
@@ -139,11 +139,6 @@ def cross_validate(
         return train(one, samples, loaded, run, resume, stored, console, started, crossed).summary
 
 
-def _rows(samples: Samples) -> list[tuple[str, str, str]]:
-    names = [samples.classes[label] for label in samples.labels]
-    return list(zip(samples.paths, names, samples.splits.tolist(), strict=True))
-
-
 def _fold(
     options: Options,
     samples: Samples,
@@ -160,7 +155,7 @@ def _fold(
         if stored is None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            run_folder.write_rows(folder / run_folder.SPLITS, ("path", "label", "split"), _rows(part))
+            write_splits(folder, part)
             run_folder.write_recipe(folder, options.recipe)
         (folder / run_folder.STATE).mkdir(exist_ok=True)
         loaded = build_network(options, Inside(console))

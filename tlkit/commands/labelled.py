@@ -52,6 +52,13 @@ def counts(samples: Samples) -> dict[str, dict[str, int]]:
     return counts
 
 
+def write_splits(run: Path, samples: Samples) -> None:
+    """Store label and split of each image, as `stored_split` reads them."""
+    names = (samples.classes[label] for label in samples.labels)
+    rows = zip(samples.paths, names, samples.splits.tolist(), strict=True)
+    run_folder.write_rows(run / run_folder.SPLITS, ("path", "label", "split"), rows)
+
+
 def skipped(bad: Sequence[BadFile]) -> list[dict[str, str]]:
     """Files left out, for the summary."""
     return [{"path": file.path, "reason": file.reason} for file in bad]

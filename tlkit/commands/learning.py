@@ -11,7 +11,7 @@ from tlkit import config, run_folder
 from tlkit.commands import folding
 from tlkit.commands.console import Console
 from tlkit.commands.keeping import kept_when_stopped
-from tlkit.commands.labelled import stored_split
+from tlkit.commands.labelled import stored_split, write_splits
 from tlkit.commands.planning import show_plan
 from tlkit.commands.reading import labelled, read, refuse_too_few, seen_before
 from tlkit.commands.training import build_network, choosing_images, situation_of, train
@@ -151,8 +151,7 @@ def learn(
     run_folder.require_space(output.out, copies * weight_bytes(loaded.network))
     run = run_folder.new_run(output.out, options.command)
     with kept_when_stopped(run, options.command, console, keep_state=resume.keep_state):
-        rows = zip(samples.paths, (samples.classes[label] for label in samples.labels), samples.splits, strict=True)
-        run_folder.write_rows(run / run_folder.SPLITS, ("path", "label", "split"), rows)
+        write_splits(run, samples)
         run_folder.write_recipe(run, options.recipe)  # after the splits: who finds it can resume
         return train(options, samples, loaded, run, resume, None, console, started).summary
 

@@ -32,11 +32,6 @@ class Columns:
     split: Sequence[str]
 
 
-def suffixes() -> tuple[str, ...]:
-    """Endings of the files that can be written."""
-    return tuple(WRITERS)
-
-
 def working_folder(out: Path) -> Path:
     """Where features for ``out`` are kept until it is written."""
     name = f"{run_folder.PART}{out.name}"
