@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,23 @@ class UnreadableImage(Exception):
     """An image file that cannot be decoded; the message is the reason, in a few words."""
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How a file stores an image, as far as its pixels do not tell.
+
+    Args:
+        format: One of `FORMATS`.
+        mode: Pillow's name of what a pixel holds, such as ``RGB``, ``CMYK``, ``I;16``.
+        width: In pixels, before EXIF turns the image.
+        height: Likewise.
+    """
+
+    format: str
+    mode: str
+    width: int
+    height: int
+
+
 def heic_available() -> bool:
     """Whether HEIC photos can be read (the extra ``heic``); registers the decoder with Pillow when so."""
     try:
@@ -53,6 +71,11 @@ def heic_available() -> bool:
 
 
 def decode(path: Path, min_side: int = 0) -> Image.Image:
+    """The image alone; see `decode_stored`."""
+    return decode_stored(path, min_side)[0]
+
+
+def decode_stored(path: Path, min_side: int = 0) -> tuple[Image.Image, Stored]:
     """Read an image file.
 
     The first frame, turned as EXIF says; transparency is laid over white; grey, palette and CMYK become RGB; more than
@@ -64,7 +87,7 @@ def decode(path: Path, min_side: int = 0) -> Image.Image:
             of the result is shorter than this many pixels. That skips most of the work for photos from a camera.
 
     Returns:
-        An image of mode ``RGB``.
+        An image of mode ``RGB``, and how it is stored.
 
     Raises:
         UnreadableImage: The file is missing, empty, cut short, not an image, or claims more than `MAX_PIXELS`.
@@ -80,10 +103,11 @@ def decode(path: Path, min_side: int = 0) -> Image.Image:
                     raise UnreadableImage(f"{image.format} images are not read")
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(f"claims {image.width} x {image.height} pixels")
+                stored = Stored(image.format, image.mode, image.width, image.height)
                 if min_side and image.format in ("JPEG", "MPO"):
                     image.draft(image.mode, (min_side, min_side))
                 image.load()
-                return _to_rgb(_upright(image))
+                return _to_rgb(_upright(image)), stored
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise whatever broken bytes lead them to: struct.error, KeyError, MemoryError
