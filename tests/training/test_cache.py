@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from tlkit.training import cache as cache_module
-from tlkit.training.cache import FeatureCache, NoRoom, default_folder, digest, digests
+from tlkit.training.cache import FeatureCache, NoRoom, default_folder
 
 GB = 10**9
 ROW = 1000  # bytes
@@ -175,29 +175,6 @@ def test_entries_of_many_shards(cache: FeatureCache, many: int) -> None:
         put(cache, "a", *range(number, min(many, number + 25)), each=10)
     wanted = random.Random(0).sample(range(many), many)
     assert there(cache, "a", wanted, each=10) == wanted
-
-
-# Content digests
-
-
-def test_a_digest_is_of_the_content(tmp_path: Path) -> None:
-    for name, text in {"a": "x", "b": "x", "c": "y"}.items():
-        (tmp_path / name).write_text(text)
-    one, two, three, gone = digests(tmp_path, ["a", "b", "c", "gone"])
-    assert one == two != three and gone is None
-    assert one is not None and len(one) == 32 and int(one, 16)
-    (tmp_path / "a").write_text("yy")
-    assert digest(tmp_path / "a") != one
-    assert digest(tmp_path) is None
-
-
-def test_a_file_replaced_by_one_of_the_same_size_is_seen(tmp_path: Path) -> None:
-    path = tmp_path / "a"
-    path.write_text("x")
-    first = digest(path)
-    time.sleep(0.02)  # clocks of file systems tick
-    path.write_text("y")
-    assert digest(path) != first
 
 
 # The budget

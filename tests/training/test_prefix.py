@@ -19,6 +19,7 @@ from tlkit import compute, config
 from tlkit.data import loading, training
 from tlkit.data.augment import augment, least_side_for
 from tlkit.data.batches import BatchPlan
+from tlkit.data.content import digest
 from tlkit.data.decode import decode
 from tlkit.data.folders import Samples, read_samples
 from tlkit.data.training import TrainingBatches, TrainingDataset, seed_of
@@ -30,7 +31,7 @@ from tlkit.networks.freezing import freeze
 from tlkit.networks.frozen_pass import How
 from tlkit.networks.splitting import outputs_at
 from tlkit.networks.stages import stages
-from tlkit.training.cache import FeatureCache, digest
+from tlkit.training.cache import FeatureCache
 from tlkit.training.phases import Phase
 from tlkit.training.prefix import CENTER, Form, Kept, KeptBatches, Prefix
 

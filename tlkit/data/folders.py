@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
@@ -18,6 +17,14 @@ from tlkit.errors import TlkitError, did_you_mean
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+Complain = Callable[[TlkitError], None]
+"""Told what is wrong with data that can be read all the same: raises, or takes note."""
+
+
+def refuse(error: TlkitError) -> None:
+    """A `Complain` that raises."""
+    raise error
 
 
 @dataclass(frozen=True)
@@ -65,28 +72,29 @@ class Samples:
         return lines
 
 
-def read_samples(data: Path) -> Samples:
+def read_samples(data: Path, complain: Complain = refuse) -> Samples:
     """Find the labelled images of ``data``.
 
     Args:
         data: A folder with ``train/ val/ test/`` (also ``valid``, ``validation``) of class folders, a folder of class
             folders, or a CSV or Parquet manifest with columns ``path,label[,split][,group]``.
+        complain: Told of classes that differ between splits, groups that stand in two, folders that cannot be read.
 
     Raises:
-        TlkitError: Nothing is there, it has no images or no classes, or class folders differ between splits.
+        TlkitError: Nothing is there, or it has no images or no classes.
     """
-    return _read_folders(data) if is_folder(data) else _read_manifest(data)
+    return _read_folders(data, complain) if is_folder(data) else _read_manifest(data, complain)
 
 
-def _read_folders(data: Path) -> Samples:
+def _read_folders(data: Path, complain: Complain) -> Samples:
     folders, files = names_in(data)
     splits = [name for name in folders if name.lower() in SPLIT_FOLDERS and names_in(data / name)[0]]
     others = [name for name in folders if name not in splits]
     if "train" in map(str.lower, splits) or (splits and not others):
-        return _read_split_folders(data, splits, others, _count_loose(files))
+        return _read_split_folders(data, splits, others, _count_loose(files), complain)
     if splits:
         _refuse_train_by_another_name(data, splits[0], others)
-    found, ignored = _read_class_folders(data, folders)
+    found, ignored = _read_class_folders(data, folders, complain)
     if not any(found.values()):
         loose = sum(map(is_image, files))
         what = f"{loose} images, but no class folders" if loose else "no images"
@@ -103,16 +111,18 @@ def _refuse_train_by_another_name(data: Path, split: str, others: Sequence[str])
         raise TlkitError(what, where=data, remedy="call the folder to learn from 'train'")
 
 
-def _read_split_folders(data: Path, names: Sequence[str], others: Sequence[str], ignored: Counter[str]) -> Samples:
+def _read_split_folders(
+    data: Path, names: Sequence[str], others: Sequence[str], ignored: Counter[str], complain: Complain
+) -> Samples:
     found: dict[str, dict[str, list[str]]] = {}
-    ignored = ignored + Counter({f"in folder {name}/": sum(1 for _ in walk(data / name)) for name in others})
+    ignored = ignored + Counter({f"in folder {name}/": sum(1 for _ in walk(data / name, complain)) for name in others})
     for name in names:
         split = SPLIT_FOLDERS[name.lower()]
         if split in found:
             twice = [other for other in names if SPLIT_FOLDERS[other.lower()] == split]
             raise TlkitError(f"{' and '.join(twice)} both mean {split}", where=data, remedy="keep one of them")
         classes, files = names_in(data / name)
-        in_classes, not_images = _read_class_folders(data / name, classes)
+        in_classes, not_images = _read_class_folders(data / name, classes, complain)
         found[split] = {label: [f"{name}/{path}" for path in paths] for label, paths in in_classes.items()}
         ignored += not_images + _count_loose(files)
     needed = [found["train"]] if "train" in found else list(found.values())
@@ -120,36 +130,32 @@ def _read_split_folders(data: Path, names: Sequence[str], others: Sequence[str],
         what = "no images in train" if "train" in found else "no images"
         raise TlkitError(what, where=data, remedy="put images into the class folders")
     for split, in_split in found.items():
-        _refuse_other_classes(data, split, set(in_split), set(found.get("train", in_split)))
+        _compare_classes(data, split, set(in_split), set(found.get("train", in_split)), complain)
     return _assemble(data, found, ignored)
 
 
-def _refuse_other_classes(data: Path, split: str, classes: set[str], trained: set[str]) -> None:
+def _compare_classes(data: Path, split: str, classes: set[str], trained: set[str], complain: Complain) -> None:
     if extra := sorted(classes - trained):
         guess = did_you_mean(extra[0], trained - classes)
-        raise TlkitError(
-            f"{split} has class folders that train has not: {_few(extra)}",
-            where=data,
-            remedy=guess or "rename or remove them: what was never trained cannot be recognised",
-        )
+        remedy = guess or "rename or remove them: what was never trained cannot be recognised"
+        complain(TlkitError(f"{split} has class folders that train has not: {_few(extra)}", where=data, remedy=remedy))
     if missing := sorted(trained - classes):
-        raise TlkitError(
-            f"{split} lacks class folders that train has: {_few(missing)}",
-            where=data,
-            remedy=f"add them; an empty folder, such as {split}/{missing[0]}, says that none is meant",
-        )
+        remedy = f"add them; an empty folder, such as {split}/{missing[0]}, says that none is meant"
+        complain(TlkitError(f"{split} lacks class folders that train has: {_few(missing)}", where=data, remedy=remedy))
 
 
 def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _read_class_folders(root: Path, classes: Sequence[str]) -> tuple[dict[str, list[str]], Counter[str]]:
+def _read_class_folders(
+    root: Path, classes: Sequence[str], complain: Complain
+) -> tuple[dict[str, list[str]], Counter[str]]:
     found: dict[str, list[str]] = {}
     ignored: Counter[str] = Counter()
     for name in classes:
         found[name] = []
-        for path in walk(root / name):
+        for path in walk(root / name, complain):
             if is_image(path.name):
                 found[name].append(path.relative_to(root).as_posix())
             else:
@@ -184,7 +190,7 @@ def _assemble(root: Path, found: dict[str, dict[str, list[str]]], ignored: Count
     )
 
 
-def _read_manifest(path: Path) -> Samples:
+def _read_manifest(path: Path, complain: Complain) -> Samples:
     manifest = read_manifest(path)
     columns = manifest.columns
     paths, labels = columns["path"], columns["label"]
@@ -199,7 +205,7 @@ def _read_manifest(path: Path) -> Samples:
     classes = tuple(sorted(set(labels)))
     trained = {label for label, split in zip(labels, splits, strict=True) if split in ("train", "")}
     if trained and (extra := sorted(set(classes) - trained)):
-        raise TlkitError(f"labels that no row of train has: {_few(extra)}", where=path, remedy="correct them")
+        complain(TlkitError(f"labels that no row of train has: {_few(extra)}", where=path, remedy="correct them"))
     groups = columns.get("group", [])
     if any(groups):  # an image of which no group is said stands alone
         groups = [group or name for group, name in zip(groups, paths, strict=True)]
@@ -212,21 +218,19 @@ def _read_manifest(path: Path) -> Samples:
         classes=classes,
         groups=np.array(groups if any(groups) else [], dtype=str),
     )
-    refuse_torn_groups(samples, path)
+    find_torn_groups(samples, path, complain)
     return samples
 
 
-def refuse_torn_groups(samples: Samples, where: object) -> None:
-    """Raise where the splits that the data came with tear a group apart.
-
-    Raises:
-        TlkitError: Images of one group stand in two splits.
-    """
+def find_torn_groups(samples: Samples, where: object, complain: Complain = refuse) -> None:
+    """Complain of each group that the splits which the data came with tear apart."""
     home: dict[str, str] = {}
+    torn: set[str] = set()
     for group, split in zip(samples.groups.tolist(), samples.splits.tolist(), strict=False):
-        if home.setdefault(group, split) != split:
+        if home.setdefault(group, split) != split and group not in torn:
+            torn.add(group)
             what = f"images of group '{group}' stand in {home[group]} and in {split}"
-            raise TlkitError(what, where=where, remedy="move them into one split, or name no groups")
+            complain(TlkitError(what, where=where, remedy="move them into one split, or name no groups"))
 
 
 def is_folder(path: Path) -> bool:
@@ -246,14 +250,14 @@ def is_folder(path: Path) -> bool:
 
 def names_in(folder: Path) -> tuple[list[str], list[str]]:
     """Names of the folders in a folder, sorted and without hidden ones, and of its files."""
-    _, names, files = next(os.walk(folder, onerror=_refuse_unreadable))
+    _, names, files = next(os.walk(folder, onerror=lambda error: refuse(_unreadable(error))))
     return sorted(name for name in names if not name.startswith(".")), files
 
 
-def walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path, complain: Complain = refuse) -> Iterator[Path]:
     """Files below ``folder`` in sorted order; links to folders are followed, but never in a circle or back up."""
     seen = {_identity(parent) for parent in folder.absolute().parents}
-    for parent, names, files in os.walk(folder, onerror=_refuse_unreadable, followlinks=True):
+    for parent, names, files in os.walk(folder, onerror=lambda error: complain(_unreadable(error)), followlinks=True):
         here = _identity(Path(parent))
         if here in seen:
             names.clear()
@@ -268,8 +272,8 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _refuse_unreadable(error: OSError) -> NoReturn:
-    raise TlkitError(f"cannot be read ({error.strerror})", where=error.filename, remedy="check the rights") from error
+def _unreadable(error: OSError) -> TlkitError:
+    return TlkitError(f"cannot be read ({error.strerror})", where=error.filename, remedy="check the rights")
 
 
 def is_image(name: str) -> bool:

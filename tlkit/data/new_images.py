@@ -12,20 +12,24 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkit.data.folders import Samples, is_folder, is_image, kind, names_in, read_samples, walk
+from tlkit.data.folders import Complain, Samples, is_folder, is_image, kind, names_in, read_samples, refuse, walk
 from tlkit.errors import TlkitError
 
 WILD = frozenset("*?[")
 
 
-def read_images(data: Path) -> Samples:
+def read_images(data: Path, complain: Complain = refuse) -> Samples:
     """Images whose labels are known, as `read_samples` finds them, or else those of a folder without class folders.
+
+    Args:
+        data: As for `read_samples`, or a folder of images.
+        complain: As for `read_samples`.
 
     Raises:
         TlkitError: Nothing is there, or it has no images.
     """
     if not is_folder(data) or names_in(data)[0]:
-        return read_samples(data)
+        return read_samples(data, complain)
     found, ignored = find_images([data])
     paths = [path.relative_to(data).as_posix() for path in found]
     none = np.zeros(len(paths), dtype=np.int64)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tlkit.data.folders import Samples, refuse_torn_groups
+from tlkit.data.folders import Samples, find_torn_groups
 from tlkit.errors import TlkitError
 
 
@@ -32,7 +32,7 @@ def with_groups(samples: Samples, pattern: str) -> Samples:
             raise TlkitError(what, where="--group-regex", remedy="make it match each path")
         groups.append(group)
     samples = replace(samples, groups=np.array(groups, dtype=str))
-    refuse_torn_groups(samples, "--group-regex")
+    find_torn_groups(samples, "--group-regex")
     return samples
 
 

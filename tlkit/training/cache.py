@@ -19,10 +19,8 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -52,30 +50,6 @@ def default_folder() -> Path:
         return Path.home() / "Library" / "Caches" / "tlkit"
     variable, otherwise = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_CACHE_HOME", ".cache")
     return Path(os.environ.get(variable) or Path.home() / otherwise) / "tlkit"
-
-
-def digest(path: Path) -> str | None:
-    """32 hex digits of a file's content; None where it cannot be read.
-
-    A process reads a file once, unless its size or time changes.
-    """
-    try:
-        status = path.stat()
-        return _digest(path, status.st_size, status.st_mtime_ns)
-    except (OSError, ValueError):
-        return None
-
-
-@cache
-def _digest(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def digests(root: Path, paths: Sequence[str]) -> list[str | None]:
-    """`digest` of many files."""
-    with ThreadPoolExecutor(4) as pool:
-        return list(pool.map(lambda path: digest(root / path), paths))
 
 
 def _canonical(key: Mapping[str, Any]) -> str:

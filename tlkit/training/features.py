@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tlkit import __version__
+from tlkit.data.content import digests
 from tlkit.data.loading import BadFile, ViewDataset
 from tlkit.networks.build import Loaded
 from tlkit.networks.forward import features_of
@@ -19,7 +20,7 @@ from tlkit.networks.frozen_pass import FrozenPass, How
 from tlkit.networks.quick import FOLDED_FROM, compiles
 from tlkit.networks.stages import classifier_modules
 from tlkit.networks.weights import fingerprint
-from tlkit.training.cache import FeatureCache, NoRoom, Writer, digests
+from tlkit.training.cache import FeatureCache, NoRoom, Writer
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tlkit import config
 from tlkit.data.batches import BatchPlan
+from tlkit.data.content import digests
 from tlkit.data.folders import Samples
 from tlkit.data.loading import ViewDataset
 from tlkit.data.training import VariedViews, seed_of
@@ -25,7 +26,7 @@ from tlkit.networks.frozen_pass import FrozenPass, How
 from tlkit.networks.quick import FOLDED_FROM
 from tlkit.networks.splitting import CannotSplit, Split, outputs_at, split_at
 from tlkit.networks.stages import Stage, stages
-from tlkit.training.cache import Entry, FeatureCache, NoRoom, Writer, digests
+from tlkit.training.cache import Entry, FeatureCache, NoRoom, Writer
 from tlkit.training.features import key_of
 from tlkit.training.phases import Phase
 

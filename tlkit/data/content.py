@@ -1,0 +1,50 @@
+"""Digests of what files hold: two files of one digest are the same, whatever they are called."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from tlkit.data.loading import Progress, silent
+
+
+def digest(path: Path) -> str | None:
+    """32 hex digits of a file's content; None where it cannot be read.
+
+    A process reads a file once, unless its size or time changes.
+    """
+    try:
+        status = path.stat()
+        return _digest(path, status.st_size, status.st_mtime_ns)
+    except (OSError, ValueError):
+        return None
+
+
+@cache
+def _digest(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def digests(root: Path, paths: Sequence[str], progress: Progress = silent) -> list[str | None]:
+    """`digest` of many files."""
+    found: list[str | None] = []
+    with ThreadPoolExecutor(4) as pool:
+        for one in pool.map(lambda path: digest(root / path), paths):
+            found.append(one)
+            if len(found) % 64 == 0 or len(found) == len(paths):
+                progress("hashing", len(found), len(paths))
+    return found
+
+
+def copies(digests: Sequence[str | None]) -> np.ndarray:
+    """For each file the first that holds the same (N, int64): itself where no earlier one does, or it is unreadable."""
+    first: dict[str, int] = {}
+    return np.array(
+        [row if one is None else first.setdefault(one, row) for row, one in enumerate(digests)], dtype=np.int64
+    )
