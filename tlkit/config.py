@@ -267,6 +267,33 @@ class Calibration(Checked):
 
 
 @dataclass(frozen=True)
+class Checking(Checked):
+    """Images to look for mistakes in."""
+
+    data: Annotated[
+        Path, Opt("Labelled images, as for finetune, or a folder of images without labels.", positional=True)
+    ]
+    deep: Annotated[
+        bool,
+        Opt(
+            "Look with a frozen network too: copies that are cropped, turned or mirrored, and labels that may be wrong."
+        ),
+    ] = False
+    strict: Annotated[bool, Opt("Exit with 1 where anything is found.")] = False
+    ignore: Annotated[
+        str | None, Opt("Kinds that are not findings, with commas between: blurred,odd-aspect ...", metavar="KINDS")
+    ] = None
+    write_manifest: Annotated[
+        Path | None,
+        Opt(
+            "Write a CSV or Parquet manifest of what is left without unreadable files, copies and leaks.",
+            metavar="FILE",
+            stored=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Compared(Checked):
     """Networks to compare, and the images to compare them on."""
 

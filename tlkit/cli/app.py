@@ -129,6 +129,22 @@ def evaluate(
 
 @app.command()
 @options_from_configs
+def check_data(
+    checking: config.Checking,
+    network: config.Network,
+    compute: config.Compute,
+    passing: config.Passing,
+    output: config.Output,
+) -> None:
+    """Find what is wrong in a folder of images: broken files, copies, leaks between splits, odd images, suspect labels.
+
+    With --out FILE.html also as a page of thumbnails. Nothing is ever changed or removed.
+    """
+    _start("check-data", locals())
+
+
+@app.command()
+@options_from_configs
 def compare(
     compared: config.Compared,
     views: config.Views,

@@ -1,12 +1,13 @@
-"""A table of images (CSV, TSV or Parquet) as columns of text, each row with the place where it stands."""
+"""A table of images (CSV, TSV or Parquet) as columns of text, each row with the place where it stands; written, too."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tlkit import run_folder
 from tlkit.errors import TlkitError, did_you_mean
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -110,3 +111,15 @@ def _kept_columns(path: Path, header: Sequence[str]) -> dict[str, int]:
     if twice := [name for name in COLUMNS if names.count(name) > 1]:
         raise TlkitError(f"two columns are called '{twice[0]}'", where=path, remedy="keep one of them")
     return {name: names.index(name) for name in COLUMNS if name in names}
+
+
+def write_manifest(path: Path, columns: Mapping[str, Sequence[str]]) -> None:
+    """Write columns of text (N) as CSV or Parquet, by the ending of the name."""
+    if path.suffix.lower() != ".parquet":
+        run_folder.write_rows(path, tuple(columns), zip(*columns.values(), strict=True))
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    with run_folder.atomically(path) as part:
+        pyarrow.parquet.write_table(pyarrow.table(dict(columns)), part)

@@ -150,6 +150,23 @@ def folds(labels: np.ndarray, groups: Sequence[str] | np.ndarray, seed: int, cou
     return [np.sort(dealt[first::count]) for first in range(count)] if count > 1 else []
 
 
+def folds_of_copies(labels: np.ndarray, copies: np.ndarray, seed: int, count: int = 5) -> list[np.ndarray]:
+    """`folds` in which copies of an image are held out with it, and everything else is as if they were not there.
+
+    Args:
+        labels: Class of each row (N).
+        copies: For each row the first one that is the same (N); copies may be of several classes.
+        seed: Of the shuffle.
+        count: How many folds.
+    """
+    originals, original = np.unique(copies, return_inverse=True)
+    fold = np.empty(len(originals), dtype=np.int64)
+    parts = folds(labels[originals], (), seed, count)
+    for number, part in enumerate(parts):
+        fold[part] = number
+    return [np.flatnonzero(fold[original] == number) for number in range(len(parts))]
+
+
 def _group_folds(labels: np.ndarray, groups: np.ndarray, seed: int, count: int) -> list[np.ndarray]:
     from sklearn.model_selection import StratifiedGroupKFold
 

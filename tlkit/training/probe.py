@@ -21,6 +21,8 @@ SHRINKAGE = 0.1
 constant on a few training images would otherwise be blown up on new ones."""
 SMALL = 2e8
 """Images x features x classes below which several threads do not pay."""
+PROBABILITIES = 10_000_000
+"""At once, of held-out images: N x K of them."""
 LARGE = 2e9
 """Images x features x classes up to which the strength is searched for on all images: about a minute on two cores."""
 
@@ -78,6 +80,51 @@ def fit_head(
         return _fit_head(features, labels, classes, seed, groups, balanced, held_out)
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """What a head makes of images that it was not fitted to.
+
+    Args:
+        own: Probability of the label that the image has (N); NaN where no other image of its class was fitted to.
+        best: The most probable class (N).
+        probability: Of that (N).
+    """
+
+    own: np.ndarray
+    best: np.ndarray
+    probability: np.ndarray
+
+
+def held_out(
+    features: np.ndarray, labels: np.ndarray, classes: int, parts: Sequence[np.ndarray], *, seed: int
+) -> HeldOut:
+    """Probabilities of each image from a head fitted to all images but those of its part, at one common strength.
+
+    Args:
+        features: (N, D).
+        labels: Class of each image (N), in [0, K).
+        classes: K.
+        parts: Disjoint rows that together are all N.
+        seed: Of the folds that the strength is chosen by.
+    """
+    count = len(labels)
+    found = HeldOut(np.full(count, np.nan), np.zeros(count, dtype=np.int64), np.zeros(count))
+    with _threads_that_pay(features.size * classes):
+        problem = _posed(features[:, None], labels, classes, False)[0]
+        losses, weights, _ = _cross_validate(problem, (), seed)
+        strength = choose_strength(losses, weights) if losses.size else DEFAULT_STRENGTH
+        for part in parts:
+            rest = np.delete(np.arange(count), part)
+            head = problem.solve(torch.from_numpy(rest), strength, None, tolerance=1e-5)
+            for rows in np.array_split(part, -(-len(part) * classes // PROBABILITIES)):
+                shares = (problem.rows[rows, 0] @ head[:, :-1].T + head[:, -1]).softmax(1)
+                best = shares.max(1)
+                found.own[rows] = shares[torch.arange(len(rows)), problem.labels[rows]]
+                found.best[rows], found.probability[rows] = best.indices, best.values
+            found.own[part[~np.isin(labels[part], labels[rest])]] = np.nan
+    return found
+
+
 @contextmanager
 def _threads_that_pay(multiplications: int) -> Iterator[None]:
     """Compute small problems in one thread.
@@ -102,20 +149,10 @@ def _fit_head(
     balanced: bool,
     held_out: tuple[np.ndarray, np.ndarray] | None,
 ) -> Head:
-    count, views, width = features.shape
-    rows = features.reshape(count * views, width).astype(np.float64 if features.size < 5e7 else np.float32)
-    mean, variance = rows.mean(0), rows.var(0)
-    scale = np.sqrt(variance + SHRINKAGE * variance.mean() + 1e-12)
-    standardised = torch.from_numpy((rows - mean) / scale)
-    basis = _basis(standardised)
-    problem = _Problem(
-        _expressed(standardised, basis).view(count, views, -1),
-        torch.from_numpy(labels),
-        torch.from_numpy(_image_weights(labels, classes, balanced)).to(standardised.dtype),
-        classes,
-    )
+    count = len(labels)
+    problem, mean, scale, basis = _posed(features, labels, classes, balanced)
     if held_out is not None:
-        unseen = _expressed(torch.from_numpy((held_out[0] - mean) / scale).to(standardised.dtype), basis)
+        unseen = _expressed(torch.from_numpy((held_out[0] - mean) / scale).to(problem.rows.dtype), basis)
         weights = _image_weights(held_out[1], classes, balanced)
         losses = problem.path(torch.arange(count), unseen, torch.from_numpy(held_out[1]))
         chosen_on = "val"
@@ -128,6 +165,25 @@ def _fit_head(
     found = problem.solve(torch.arange(count), strength, None)
     weight = (found[:, :-1] if basis is None else found[:, :-1] @ basis).numpy().astype(np.float64) / scale
     return Head(weight, found[:, -1].numpy() - weight @ mean, strength, tried, chosen_on)
+
+
+def _posed(
+    features: np.ndarray, labels: np.ndarray, classes: int, balanced: bool
+) -> tuple[_Problem, np.ndarray, np.ndarray, Tensor | None]:
+    """The problem on standardised features (N, V, D), their mean (D) and scale (D), and the basis it is said in."""
+    count, views, width = features.shape
+    rows = features.reshape(count * views, width).astype(np.float64 if features.size < 5e7 else np.float32)
+    mean, variance = rows.mean(0), rows.var(0)
+    scale = np.sqrt(variance + SHRINKAGE * variance.mean() + 1e-12)
+    standardised = torch.from_numpy((rows - mean) / scale)
+    basis = _basis(standardised)
+    problem = _Problem(
+        _expressed(standardised, basis).view(count, views, -1),
+        torch.from_numpy(labels),
+        torch.from_numpy(_image_weights(labels, classes, balanced)).to(standardised.dtype),
+        classes,
+    )
+    return problem, mean, scale, basis
 
 
 def choose_strength(losses: np.ndarray, weights: np.ndarray) -> float:
