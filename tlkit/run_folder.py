@@ -180,11 +180,30 @@ def read_splits(run: Path) -> dict[str, tuple[str, str]] | None:
     Raises:
         TlkitError: The file is broken.
     """
+    rows = _stored_images(run)
+    return None if rows is None else {row[0]: (row[1], row[2]) for row in rows}
+
+
+def trained_on(run: Path) -> dict[str, str]:
+    """Content digest to path of the images that a run was trained on; empty where the run stored none.
+
+    Raises:
+        TlkitError: The file is broken.
+    """
+    return {row[3]: row[0] for row in _stored_images(run) or [] if row[2] == "train" and row[3:] > [""]}
+
+
+def _stored_images(run: Path) -> list[list[str]] | None:
     path = run / SPLITS
     if not path.is_file():
         return None
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         try:
-            return {name: (label, split) for name, label, split in list(csv.reader(file))[1:]}
-        except (ValueError, csv.Error) as error:
+            rows = list(csv.reader(file))[1:]
+        except csv.Error as error:
             raise TlkitError(f"cannot be read ({error})", where=path, remedy="check that it is whole") from error
+    for row in rows:
+        if len(row) not in (3, 4):  # runs of old have no digests
+            what = f"cannot be read (a line of {len(row)} values where 4 are expected)"
+            raise TlkitError(what, where=path, remedy="check that it is whole")
+    return rows

@@ -33,9 +33,12 @@ def test_copies_are_said_by_the_first_of_them() -> None:
 
 
 def test_hashing_tells_how_far_it_is(tmp_path: Path) -> None:
-    names = [f"{number}" for number in range(300)]
+    names = [f"{number}" for number in range(1200)]
     for name in names:
         (tmp_path / name).write_text(name)
     told: list[tuple[str, int, int]] = []
-    assert len(set(digests(tmp_path, names, lambda *now: told.append(now)))) == 300
-    assert told[-1] == ("hashing", 300, 300) and len(told) < 20
+    assert len(set(digests(tmp_path, names, lambda *now: told.append(now)))) == 1200
+    assert told[-1] == ("hashing", 1200, 1200) and len(told) < 50
+    told.clear()
+    digests(tmp_path, names[:100], lambda *now: told.append(now))
+    assert not told

@@ -7,30 +7,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from tlkit import __version__, config, run_folder
 from tlkit.audit.cleaning import Cleaned, clean
 from tlkit.audit.duplicates import Group, find_groups
-from tlkit.audit.looks import Look, look_at
+from tlkit.audit.looks import Look, hashes, look_at, thumbnails
 from tlkit.audit.oddities import has_wrong_suffix, is_blank, is_blurred, odd_aspects, rare_classes, small_ones
-from tlkit.audit.suspects import Suspect, label_suspects
 from tlkit.commands.console import Console
-from tlkit.commands.labelled import counts, skipped
-from tlkit.commands.passing import how
 from tlkit.data.folders import SPLITS, Samples
-from tlkit.data.loading import BadFile, ViewDataset
+from tlkit.data.loading import BadFile
 from tlkit.data.manifest import write_manifest
 from tlkit.data.new_images import read_images
-from tlkit.data.transforms import CENTER
 from tlkit.errors import TlkitError, did_you_mean
-from tlkit.networks.build import Loaded, build
-from tlkit.reports.audit import AuditPage, write_audit
-from tlkit.training.cache import FeatureCache, default_folder
-from tlkit.training.features import Features, extract
+
+if TYPE_CHECKING:
+    from tlkit.audit.deep import Deep
+    from tlkit.audit.suspects import Suspect
 
 KINDS = {
     "corrupt": "files that cannot be read",
@@ -92,15 +87,17 @@ def check_data(
     samples = read_images(checking.data, faults.append)
     for line in samples.remarks():
         console.warn(line)
-    loaded = _network(network, compute, console) if checking.deep else None
+    deep = _deep(network, compute, passing, console) if checking.deep else None
     if output.plan:
-        return _plan(samples, loaded, console)
-    found = _judge(samples, faults, loaded, compute, passing, console)
-    summary = _summary(found, loaded, ignored)
+        return _plan(samples, deep, console)
+    found = _judge(samples, faults, deep, compute, console)
+    summary = _summary(found, deep, ignored)
     if checking.write_manifest is not None:
         summary["manifest"] = _write_clean(found, checking.write_manifest, console)
     _show(console, checking.data, summary)
     if output.out is not None:
+        from tlkit.reports.audit import AuditPage, write_audit  # waits for torchvision
+
         told = {"command": "check-data", "version": __version__, "seconds": round(time.monotonic() - started, 3)}
         title = f"check-data {checking.data.absolute().name}"
         write_audit(output.out, AuditPage(title, told | summary, samples.root))
@@ -135,30 +132,30 @@ def _refuse_out(page: Path | None, manifest: Path | None) -> None:
         run_folder.refuse_existing(_dropped_file(manifest))
 
 
-def _network(network: config.Network, compute: config.Compute, console: Console) -> Loaded:
-    torch.manual_seed(compute.seed)
-    loaded = build(network.model, network.weights, config.Preprocess(), norm=network.norm)
-    for line in loaded.remarks:
+def _deep(network: config.Network, compute: config.Compute, passing: config.Passing, console: Console) -> Deep:
+    """The network to look with; imported here, since a look without one should not wait for it."""
+    from tlkit.audit.deep import Deep
+    from tlkit.commands.passing import how
+
+    deep = Deep.of(network, compute, how(compute, console, passing))
+    for line in deep.loaded.remarks:
         console.warn(line)
-    if not loaded.network.num_classes:  # some backbones (DINOv2, CLIP) come without a classifier
-        loaded.network.reset_classifier(2)  # type: ignore[operator]
-    return loaded
+    return deep
 
 
-def _plan(samples: Samples, loaded: Loaded | None, console: Console) -> dict[str, Any]:
+def _plan(samples: Samples, deep: Deep | None, console: Console) -> dict[str, Any]:
     console.line(f"{len(samples)} images of {len(samples.classes)} classes would be decoded and compared")
-    if loaded is None:
+    if deep is None:
         return {"plan": {"images": len(samples), "deep": False}}
-    console.line(f"and passed through {loaded.title}, weights: {loaded.weights}")
-    return {"model": loaded.name, "weights": loaded.weights, "plan": {"images": len(samples), "deep": True}}
+    console.line(f"and passed through {deep.loaded.title}, weights: {deep.loaded.weights}")
+    return {**deep.told, "plan": {"images": len(samples), "deep": True}}
 
 
 def _judge(
     samples: Samples,
     faults: Sequence[TlkitError],
-    loaded: Loaded | None,
+    deep: Deep | None,
     compute: config.Compute,
-    passing: config.Passing,
     console: Console,
 ) -> Found:
     """Look at each image, pass it through the network where there is one, and compare."""
@@ -166,42 +163,25 @@ def _judge(
     rows = np.array([row for row, one in enumerate(seen) if isinstance(one, Look)], dtype=np.int64)
     bad = [one for one in seen if isinstance(one, BadFile)]
     features = None
-    if loaded is not None and len(rows):
-        features = _features(samples.take(rows), loaded, compute, passing, console)
-        bad += features.bad  # gone since they were looked at
-        rows, values = rows[features.rows], features.values[:, 0]
+    if deep is not None:
+        passed = deep.features(samples.take(rows))
+        bad += passed.bad  # gone since they were looked at
+        rows, features = rows[passed.rows], passed.values[:, 0]
     looks = [one for row in rows.tolist() if isinstance(one := seen[row], Look)]
     groups = find_groups(
         [one.digest for one in looks],
-        np.stack([one.hash for one in looks]) if looks else np.empty((0, 256), dtype=bool),
-        np.stack([one.thumbnail for one in looks]) if looks else np.empty((0, 32, 32), dtype=np.uint8),
+        hashes(looks),
+        thumbnails(looks),
         np.array([is_blank(one) for one in looks], dtype=bool),
-        None if features is None else values,
+        features,
     )
     suspects, judged = None, 0
-    if features is not None:
-        suspects, judged = label_suspects(values, samples.labels[rows], _copies(len(rows), groups), seed=compute.seed)
+    if deep is not None and features is not None:
+        suspects, judged = deep.suspects(features, samples.labels[rows], groups)
         suspects = [replace(one, row=int(rows[one.row])) for one in suspects]
     groups = [Group(tuple(rows[list(group.rows)].tolist()), group.found_by) for group in groups]
     faults = [*faults, *_few_images(samples, bad)]
     return Found(samples, rows, looks, bad, groups, faults, suspects, judged)
-
-
-def _features(
-    samples: Samples, loaded: Loaded, compute: config.Compute, passing: config.Passing, console: Console
-) -> Features:
-    """As a probe on the same images would compute them, which then finds them in the cache."""
-    dataset = ViewDataset(samples.root, samples.paths, loaded.preprocessing, CENTER)
-    cache = FeatureCache(default_folder(), config.size(config.Caching().cache_budget))
-    return extract(loaded, dataset, how(compute, console, passing), cache)
-
-
-def _copies(count: int, groups: Sequence[Group]) -> np.ndarray:
-    """For each image the first of those that show the same (N)."""
-    first = np.arange(count)
-    for group in groups:  # a near group includes the exact copies of its images, and comes later
-        first[list(group.rows)] = group.rows[0]
-    return first
 
 
 def _few_images(samples: Samples, bad: Sequence[BadFile]) -> list[TlkitError]:
@@ -219,23 +199,25 @@ def _few_images(samples: Samples, bad: Sequence[BadFile]) -> list[TlkitError]:
     ]
 
 
-def _summary(found: Found, loaded: Loaded | None, ignored: set[str]) -> dict[str, Any]:
+def _summary(found: Found, deep: Deep | None, ignored: set[str]) -> dict[str, Any]:
     samples, looks = found.samples, found.looks
     paths = [samples.paths[row] for row in found.rows.tolist()]
     seen = list(zip(paths, looks, strict=True))
     splits = {name: int((samples.splits == name).sum()) for name in SPLITS if name in samples.splits}
-    images = {name: sum(of.values()) for name, of in counts(samples).items()} if any(samples.classes) else {}
+    labelled = any(samples.classes)
+    number_of = np.bincount(samples.labels, minlength=len(samples.classes)).tolist()
+    images = dict(zip(samples.classes, number_of, strict=True)) if labelled else {}
     duplicates = [_duplicates(samples, group) for group in found.groups]
     summary: dict[str, Any] = {
         "data": str(samples.root),
         "images": len(samples),
         "readable": len(looks),
         "splits": splits,
-        "corrupt": skipped(found.bad),
+        "corrupt": [{"path": file.path, "reason": file.reason} for file in found.bad],
         "structure": [{"what": fault.what, "remedy": fault.remedy} for fault in found.faults],
         "duplicates": duplicates,
         "classes": [_class(name, count, samples) for name, count in images.items()],
-        "deep": loaded is not None,
+        "deep": deep is not None,
         "label_suspects": None if found.suspects is None else [_suspect(samples, one) for one in found.suspects],
         "labels_judged": found.judged,
         "imbalance": rare_classes(images),
@@ -252,8 +234,8 @@ def _summary(found: Found, loaded: Loaded | None, ignored: set[str]) -> dict[str
         "ignored": dict(samples.ignored.most_common()),
         "heic_left_out": samples.heic,
     }
-    if loaded is not None:
-        summary |= {"model": loaded.name, "weights": loaded.weights}
+    if deep is not None:
+        summary |= deep.told
     exact = [one for one in duplicates if one["kind"] == "exact"]
     number = {kind: len(summary[kind] or []) for kind in KINDS if kind in summary} | {
         "across_splits": sum(one["across_splits"] for one in duplicates),

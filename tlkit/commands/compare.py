@@ -13,9 +13,18 @@ import numpy as np
 import torch
 
 from tlkit import __version__, config, run_folder
+from tlkit.audit.leaks import in_words
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
-from tlkit.commands.measuring import align, differences, learnt_from, part_named, predictions, read_labelled
+from tlkit.commands.measuring import (
+    align,
+    differences,
+    learnt_from,
+    part_named,
+    predictions,
+    read_labelled,
+    shared_with_training,
+)
 from tlkit.commands.passing import how
 from tlkit.data.folders import Samples
 from tlkit.data.loading import BadFile
@@ -69,6 +78,9 @@ def compare(
         if line:
             console.warn(line)
     samples = samples.take(mask)
+    shared = shared_with_training(compared.models, compared.data, samples, console.progress)
+    if shared:
+        console.warn(in_words(shared, len(samples)))
     if output.plan:
         console.table("would be compared", ["network"], [[name] for name in names])
         console.line(f"on {len(samples)} images of {part}, views: {views.tta}")
@@ -80,7 +92,7 @@ def compare(
         bad += [file for file in candidate.found.bad if file not in bad]
         candidates.append(candidate)
     report_skipped(console, bad)
-    summary = _summary(candidates, samples, part, views.tta, bad, passes)
+    summary = _summary(candidates, samples, part, views.tta, bad, passes) | {"shared_files": shared}
     if summary["left_out"] and passes.accelerator.is_main_process:
         console.warn(f"{summary['left_out']} images are left out: some network does not know their class")
     if passes.accelerator.is_main_process:

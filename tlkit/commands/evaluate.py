@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from tlkit import __version__, config, run_folder
+from tlkit.audit.leaks import in_words
 from tlkit.commands.calibrating import calibrate, choose_parts, refuse_unfit, write_calibrated
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import counts, report_skipped, skipped, write_predictions, write_report
@@ -22,6 +23,7 @@ from tlkit.commands.measuring import (
     places,
     predictions,
     read_labelled,
+    shared_with_training,
 )
 from tlkit.commands.passing import how
 from tlkit.data.folders import Samples
@@ -64,6 +66,9 @@ def evaluate(
     torch.manual_seed(compute.seed)
     loaded = build(network.model, network.weights, preprocess)
     remarks = [*loaded.remarks, *samples.remarks(), learnt_from([network.model], data.data, samples, mask)]
+    shared = shared_with_training([network.model], data.data, samples.take(mask), console.progress)
+    if shared:
+        remarks.append(in_words(shared, int(mask.sum())))
     if calibration.calibrate:
         refuse_unfit(loaded)
     aligned = align(samples.take(mask), loaded)
@@ -90,6 +95,7 @@ def evaluate(
         "unknown_classes": aligned.unknown,
         "missing_classes": aligned.missing,
         "data": counts(samples),
+        "shared_files": shared,
         "skipped_files": skipped(found.bad),
         "preprocessing": loaded.preprocessing.to_dict(),
         "device": str(passes.accelerator.device),

@@ -15,11 +15,13 @@ from tlkit import config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.keeping import kept_when_stopped
 from tlkit.commands.labelled import stored_split, write_splits
-from tlkit.commands.reading import labelled, refuse_too_few
+from tlkit.commands.reading import labelled, parted, refuse_too_few
 from tlkit.commands.results import CrossValidation
 from tlkit.commands.training import build_network, train
+from tlkit.data.content import copies, digests
 from tlkit.data.folders import Samples
-from tlkit.data.splits import folds, split
+from tlkit.data.loading import Progress
+from tlkit.data.splits import folds, folds_of_copies
 from tlkit.errors import TlkitError
 from tlkit.networks.build import weight_bytes
 from tlkit.training.checkpoint import read_checkpoint
@@ -62,7 +64,7 @@ class Inside:
         pass
 
 
-def read_parted(options: Options) -> tuple[Samples, list[np.ndarray]]:
+def read_parted(options: Options, progress: Progress) -> tuple[Samples, list[np.ndarray]]:
     """The images to be trained on or tested on in the end, and for each fold the rows of those that it holds out.
 
     A test split stays out of the folds; a val split is part of them.
@@ -72,12 +74,18 @@ def read_parted(options: Options) -> tuple[Samples, list[np.ndarray]]:
     """
     count, seed, samples = options.data.folds, options.compute.seed, labelled(options)
     assert count is not None
+    files = digests(samples.root, samples.paths, progress)
     if not samples.splits.any() and options.data.test_fraction:
-        samples = split(samples, val=0, test=options.data.test_fraction, seed=seed)
+        samples = parted(samples, val=0, test=options.data.test_fraction, seed=seed)
     samples = replace(samples, splits=np.where(samples.splits == "test", "test", "train").astype("<U5"))
     rows = np.flatnonzero(samples.splits == "train")
-    groups = samples.groups[rows] if len(samples.groups) else samples.groups
-    parts = [rows[held] for held in folds(samples.labels[rows], groups, seed, count)]
+    labels, groups = samples.labels[rows], samples.groups
+    if len(groups):
+        held_out = folds(labels, groups[rows], seed, count)
+    else:
+        same = copies([files[row] for row in rows.tolist()])
+        held_out = folds_of_copies(labels, same, seed, count)
+    parts = [rows[held] for held in held_out]
     if len(parts) < count:
         what = f"{count} folds cannot be made of these images{' and groups' if len(groups) else ''}"
         raise TlkitError(
@@ -197,7 +205,7 @@ def begin(
     options: Options, output: config.Output, resume: config.Resume, console: Console, started: float
 ) -> dict[str, Any]:
     """Cross-validate in a new run."""
-    samples, parts = read_parted(options)
+    samples, parts = read_parted(options, console.progress)
     for remark in samples.remarks():
         console.warn(remark)
     sizes = [len(held) for held in parts]
@@ -218,7 +226,7 @@ def begin(
 
 def go_on(options: Options, run: Path, resume: config.Resume, console: Console, started: float) -> dict[str, Any]:
     """Go on with cross-validation in a run that was stopped."""
-    samples, parts = read_parted(options)
+    samples, parts = read_parted(options, console.progress)
     stored = stored_split(replace(samples, splits=np.full(len(samples), "", dtype="<U5")), run)
     if stored.splits.tolist() != samples.splits.tolist():
         what = "the images are not those that the run was begun with"

@@ -11,6 +11,7 @@ import numpy as np
 
 from tlkit import run_folder
 from tlkit.commands.console import Console
+from tlkit.data.content import digests
 from tlkit.data.folders import Samples
 from tlkit.data.loading import BadFile
 from tlkit.errors import TlkitError
@@ -53,10 +54,11 @@ def counts(samples: Samples) -> dict[str, dict[str, int]]:
 
 
 def write_splits(run: Path, samples: Samples) -> None:
-    """Store label and split of each image, as `stored_split` reads them."""
+    """Store label, split and content digest of each image, as `run_folder.read_splits` and `trained_on` read them."""
     names = (samples.classes[label] for label in samples.labels)
-    rows = zip(samples.paths, names, samples.splits.tolist(), strict=True)
-    run_folder.write_rows(run / run_folder.SPLITS, ("path", "label", "split"), rows)
+    files = (file or "" for file in digests(samples.root, samples.paths))
+    rows = zip(samples.paths, names, samples.splits.tolist(), files, strict=True)
+    run_folder.write_rows(run / run_folder.SPLITS, ("path", "label", "split", "digest"), rows)
 
 
 def skipped(bad: Sequence[BadFile]) -> list[dict[str, str]]:

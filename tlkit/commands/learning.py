@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from tlkit import config, run_folder
+from tlkit.audit.leaks import in_words, shared_files
 from tlkit.commands import folding
 from tlkit.commands.console import Console
 from tlkit.commands.keeping import kept_when_stopped
@@ -141,8 +142,11 @@ def learn(
     run_folder.refuse_existing(output.out)
     if options.data.folds is not None:
         return folding.begin(options, output, resume, console, started)
-    samples = read(options)
+    samples = read(options, console.progress)
     loaded = build_network(options, console)
+    shared = shared_files(samples)
+    if shared:
+        console.warn(in_words(shared, int((samples.splits != "train").sum())))
     for remark in (*samples.remarks(), *seen_before(options, samples)):
         console.warn(remark)
     if output.plan:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from tlkit import run_folder
+from tlkit.audit.leaks import shared_with
 from tlkit.commands.labelled import stored_split
 from tlkit.data.folders import SPLITS, Samples, read_samples
-from tlkit.data.loading import ViewDataset, refuse_bad_files
+from tlkit.data.loading import Progress, ViewDataset, refuse_bad_files
 from tlkit.data.transforms import View
 from tlkit.errors import TlkitError, UsageError
 from tlkit.evaluation.predict import Predictions, predict_all
@@ -67,6 +68,21 @@ def learnt_from(models: Sequence[str], data: Path | None, samples: Samples, mask
     if not seen or not runs:
         return None
     return f"{seen} of the {int(mask.sum())} images were trained on: expect fewer right on new ones"
+
+
+def shared_with_training(
+    models: Sequence[str], data: Path | None, samples: Samples, progress: Progress
+) -> list[dict[str, str]]:
+    """Images to be measured on that a run was trained on by another path: the same bytes elsewhere.
+
+    Those that stand in train of the runs' own data are left out, which `learnt_from` counts.
+    """
+    own = bool(_runs_on(models, data)[1])
+    trained: dict[str, str] = {}
+    for model in models:
+        if run_folder.is_run(model):
+            trained |= run_folder.trained_on(Path(model))
+    return shared_with(trained, samples.take(samples.splits != "train") if own else samples, progress)
 
 
 def places(models: Sequence[str], data: Path | None) -> dict[str, str]:

@@ -8,21 +8,33 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tlkit import run_folder
+from tlkit.data.content import copies, digests
 from tlkit.data.folders import Samples, read_samples
-from tlkit.data.splits import split, with_groups
+from tlkit.data.loading import Progress
+from tlkit.data.splits import split, split_with_copies, with_groups
 from tlkit.errors import TlkitError, UsageError
 
 if TYPE_CHECKING:
     from tlkit.commands.learning import Options
 
 
-def read(options: Options) -> Samples:
-    """The images with labels and splits, checked for what training needs."""
+def read(options: Options, progress: Progress) -> Samples:
+    """The images with labels and splits, checked for what training needs; ``progress`` is told of hashing."""
     data, samples = options.data, labelled(options)
+    digests(samples.root, samples.paths, progress)  # of use to several of the next steps, and known from now on
     if not samples.splits.any():
-        samples = split(samples, val=data.val_fraction, test=data.test_fraction, seed=options.compute.seed)
+        seed = options.compute.seed
+        samples = parted(samples, val=data.val_fraction, test=data.test_fraction, seed=seed)
     refuse_too_few(samples, options)
     return samples
+
+
+def parted(samples: Samples, *, val: float, test: float, seed: int) -> Samples:
+    """The images with splits that no group, or else no file, stands on both sides of."""
+    if len(samples.groups):
+        return split(samples, val=val, test=test, seed=seed)
+    same = copies(digests(samples.root, samples.paths))
+    return split_with_copies(samples, same, val=val, test=test, seed=seed)
 
 
 def labelled(options: Options) -> Samples:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlkit import __version__, run_folder
+from tlkit.audit.leaks import shared_files
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import counts, metrics_table, write_predictions, write_report
 from tlkit.data.folders import SPLITS, Samples
@@ -79,6 +80,7 @@ def write_results(
         **({"decision": decision.told} if decision.told else {}),
         **({"stopped": stopped} if stopped else {}),
         "data": counts(samples),
+        "shared_files": shared_files(samples),
         "skipped_files": left_out,
         "preprocessing": loaded.preprocessing.to_dict(),
         "device": str(trainer.accelerator.device),

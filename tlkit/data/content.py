@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from tlkit.data.loading import Progress, silent
+
+MANY = 1000  # files
+AT_ONCE = 2**20
+"""Bytes of a file up to which it is read whole: a buffer for larger ones takes longer to make than a photo to hash."""
 
 
 def digest(path: Path) -> str | None:
@@ -27,17 +32,20 @@ def digest(path: Path) -> str | None:
 
 @cache
 def _digest(path: Path, size: int, changed: int) -> str:
+    made = functools.partial(hashlib.blake2b, digest_size=16)
+    if size <= AT_ONCE:
+        return made(path.read_bytes()).hexdigest()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        return hashlib.file_digest(file, made).hexdigest()
 
 
 def digests(root: Path, paths: Sequence[str], progress: Progress = silent) -> list[str | None]:
-    """`digest` of many files."""
+    """`digest` of many files; of few, which takes no time, no progress is told."""
     found: list[str | None] = []
     with ThreadPoolExecutor(4) as pool:
         for one in pool.map(lambda path: digest(root / path), paths):
             found.append(one)
-            if len(found) % 64 == 0 or len(found) == len(paths):
+            if len(paths) > MANY and (len(found) % 64 == 0 or len(found) == len(paths)):
                 progress("hashing", len(found), len(paths))
     return found
 

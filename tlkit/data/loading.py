@@ -8,16 +8,18 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tlkit.data.decode import UnreadableImage, decode
-from tlkit.data.transforms import View
 from tlkit.errors import TlkitError
 from tlkit.preprocessing import Preprocessing
+
+if TYPE_CHECKING:  # torchvision takes two seconds to import, and not every command that reads images needs it
+    from tlkit.data.transforms import View
 
 Progress = Callable[[str, int, int], None]
 """Told ``(label, done, total)``, in images."""

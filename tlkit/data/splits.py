@@ -36,6 +36,24 @@ def with_groups(samples: Samples, pattern: str) -> Samples:
     return samples
 
 
+def split_with_copies(samples: Samples, copies: np.ndarray, *, val: float, test: float, seed: int) -> Samples:
+    """`split`, with copies of an image in the split of the first of them: no file stands on both sides.
+
+    Args:
+        samples: Without groups, which decide by themselves what belongs together.
+        copies: For each sample the first that is the same (N).
+        val: As for `split`.
+        test: Likewise.
+        seed: Likewise.
+
+    Raises:
+        TlkitError: The shares leave nothing to train on.
+    """
+    originals, original = np.unique(copies, return_inverse=True)
+    parted = split(samples.take(originals), val=val, test=test, seed=seed)
+    return replace(samples, splits=parted.splits[original])
+
+
 def split(samples: Samples, *, val: float, test: float, seed: int) -> Samples:
     """Give each sample a split, the same share of each class, chosen by ``seed``.
 
