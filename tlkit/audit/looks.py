@@ -87,7 +87,7 @@ def look(image: Image.Image, stored: Stored, content: str | None) -> Look:
         stored=stored,
         digest=content,
         hash=np.packbits(imagehash.phash(small, HASH_SIDE).hash).tobytes(),
-        thumbnail=small.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX).tobytes(),
+        thumbnail=small.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BILINEAR).tobytes(),
         contrast=contrast,
         sharpness=sharpness(np.asarray(grey)) / max(contrast, 1),
     )
