@@ -16,7 +16,7 @@ RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
 
 def stored_options(command: str) -> dict[str, Any]:
     """Name to annotated type of the options that a recipe of this command may set."""
-    function = getattr(app, command).__wrapped__
+    function = getattr(app, command.replace("-", "_")).__wrapped__
     hints: dict[str, Any] = {}
     for config in get_type_hints(function).values():
         if isinstance(config, type) and hasattr(config, "__dataclass_fields__"):
