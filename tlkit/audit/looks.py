@@ -56,10 +56,10 @@ class _Looks(Dataset):
     def __getitem__(self, row: int) -> Look | BadFile:
         path = self.root / self.paths[row]
         try:
-            image, stored = decode_stored(path, min_side=SIDE)
+            grey, stored = decode_stored(path, min_side=SIDE, grey=True)
         except UnreadableImage as error:
             return BadFile(self.paths[row], str(error))
-        return look(image, stored, digest(path))
+        return look(grey, stored, digest(path))
 
 
 def look_at(
@@ -75,9 +75,8 @@ def look_at(
     return found
 
 
-def look(image: Image.Image, stored: Stored, content: str | None) -> Look:
-    """What an upright RGB image tells."""
-    grey = image.convert("L")
+def look(grey: Image.Image, stored: Stored, content: str | None) -> Look:
+    """What the luminance of an upright image tells."""
     if (longer := min(grey.size) / SIDE) > 1.5:
         grey = grey.resize([max(1, round(side / longer)) for side in grey.size], Image.Resampling.BOX)
     small = grey.resize((4 * HASH_SIDE, 4 * HASH_SIDE), Image.Resampling.LANCZOS, reducing_gap=1.0)

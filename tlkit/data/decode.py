@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import re
 import stat
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -26,6 +29,11 @@ HEIC_SUFFIXES = frozenset({".heic", ".heif"})
 # Pillow's names. It knows many more formats: some, such as TGA, it takes almost any bytes for; EPS it would run.
 FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "HEIF"})
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
+
+MAX_SCANS = 100
+"""Of a JPEG, each of which is a pass over all of its pixels: encoders write about ten. Unchecked, 300 KB took 21 s."""
+MAX_SEGMENTS = 1000
+"""Of a JPEG before its pixels. Pillow joins those of one kind one by one, in quadratic time: 11 s for 800."""
 
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {
@@ -75,7 +83,7 @@ def decode(path: Path, min_side: int = 0) -> Image.Image:
     return decode_stored(path, min_side)[0]
 
 
-def decode_stored(path: Path, min_side: int = 0) -> tuple[Image.Image, Stored]:
+def decode_stored(path: Path, min_side: int = 0, *, grey: bool = False) -> tuple[Image.Image, Stored]:
     """Read an image file.
 
     The first frame, turned as EXIF says; transparency is laid over white; grey, palette and CMYK become RGB; more than
@@ -85,9 +93,10 @@ def decode_stored(path: Path, min_side: int = 0) -> tuple[Image.Image, Stored]:
         path: The file; its content decides the format, not its name.
         min_side: If positive, a JPEG may be decoded at a half, quarter or eighth of its size, as long as neither side
             of the result is shorter than this many pixels. That skips most of the work for photos from a camera.
+        grey: Give the luminance alone; of a JPEG its colours are then not computed at all.
 
     Returns:
-        An image of mode ``RGB``, and how it is stored.
+        An image of mode ``RGB``, or ``L`` if ``grey``, and how it is stored.
 
     Raises:
         UnreadableImage: The file is missing, empty, cut short, not an image, or claims more than `MAX_PIXELS`.
@@ -97,17 +106,22 @@ def decode_stored(path: Path, min_side: int = 0) -> tuple[Image.Image, Stored]:
         # Opened here, not by Pillow: an uncompressed TIFF that Pillow maps into memory by its name comes out scrambled
         # where its orientation swaps the sides.
         with path.open("rb") as file:
-            _refuse_unknown_content(file.read(64))
-            with Image.open(file) as image:
+            head = file.read(64)
+            _refuse_unknown_content(head)
+            with Image.open(_checked_jpeg(file) if head.startswith(JPEG_START) else file) as image:
                 if image.format not in FORMATS:
                     raise UnreadableImage(f"{image.format} images are not read")
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(f"claims {image.width} x {image.height} pixels")
                 stored = Stored(image.format, image.mode, image.width, image.height)
-                if min_side and image.format in ("JPEG", "MPO"):
-                    image.draft(image.mode, (min_side, min_side))
+                if image.format in ("JPEG", "MPO") and (min_side or grey):
+                    mode = "L" if grey and image.mode == "RGB" else image.mode
+                    image.draft(mode, (min_side, min_side) if min_side else image.size)
                 image.load()
-                return _to_rgb(_upright(image)), stored
+                found = _upright(image)
+                if grey and found.mode == "L" and not found.has_transparency_data:
+                    return found, stored
+                return _to_rgb(found).convert("L" if grey else "RGB"), stored
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise whatever broken bytes lead them to: struct.error, KeyError, MemoryError
@@ -130,6 +144,39 @@ def _refuse_unknown_content(head: bytes) -> None:
         raise UnreadableImage("HEIC needs the extra 'heic' (pip install 'tlkit[heic]')")
 
 
+JPEG_START = b"\xff\xd8\xff"
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd8\xff]")  # what stands alone, or is a byte of the pixels, is passed over
+SCAN, END = 0xDA, 0xD9
+
+
+def _checked_jpeg(file: IO[bytes]) -> io.BytesIO:
+    """The bytes of a JPEG that does not take minutes to read.
+
+    Raises:
+        UnreadableImage: It has more scans or segments than any encoder writes.
+    """
+    file.seek(0)
+    content = file.read()
+    place, scans, segments, components = len(JPEG_START) - 1, 0, 0, None
+    while found := MARKER.search(content, place):
+        marker, at = content[found.start() + 1], found.end()
+        if marker == END:
+            break
+        if marker == SCAN:
+            scans += 1
+            if content[at + 2 : at + 3] == components:  # all of its components at once: there is no other scan
+                break
+        elif not scans:
+            segments += 1
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            components = None if marker % 4 == 2 else content[at + 7 : at + 8]  # a progressive one has further scans
+        if scans > MAX_SCANS or segments > MAX_SEGMENTS:
+            kind = "scans" if scans > MAX_SCANS else "segments"
+            raise UnreadableImage(f"a JPEG of more than {MAX_SCANS if scans > MAX_SCANS else MAX_SEGMENTS} {kind}")
+        place = at + int.from_bytes(content[at : at + 2])
+    return io.BytesIO(content)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
@@ -147,6 +194,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+STRIP = 2**20
+"""Pixels that are scaled at once: in 64 bits, several times, all of a large image would take gigabytes."""
+
+
 def _scale_to_8_bits(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Grey values of more than 8 bits (H, W) mapped to 0..255 by the full range of their type, or of what they hold.
 
@@ -154,19 +205,29 @@ def _scale_to_8_bits(image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     resampled may overshoot a little), 8 or 16 bits are read as such, anything else is stretched from its smallest to
     its largest value.
     """
-    values = np.asarray(image).astype(np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    values[np.isnan(values)] = low  # infinities are clipped at the end
-    if image.mode.startswith("I;16"):
-        white = 65535.0
-    elif low >= 0 and image.mode == "F" and high <= 1.05:
+    stored = np.asarray(image)
+    strips = np.array_split(stored.reshape(-1), max(1, stored.size // STRIP))
+    low, high = (0.0, 65535.0) if image.mode.startswith("I;16") else _range(strips)
+    black = 0.0
+    if low >= 0 and image.mode == "F" and high <= 1.05:
         white = 1.0
     elif low >= 0 and high <= 65535:
         white = 255.0 if high <= 255 else 65535.0
     else:
-        values, white = values - low, (high - low) or 1.0
-    return (values * (255.0 / white)).round().clip(0, 255).astype(np.uint8)
+        black, white = low, high if high > low else low + 1.0
+    scaled = np.empty(stored.size, dtype=np.uint8)
+    for part, strip in zip(np.array_split(scaled, len(strips)), strips, strict=True):
+        values = strip.astype(np.float64)
+        values[np.isnan(values)] = low  # infinities are clipped at the end
+        part[:] = ((values - black) * (255.0 / (white - black))).round().clip(0, 255)
+    return scaled.reshape(stored.shape)
+
+
+def _range(strips: Sequence[np.ndarray]) -> tuple[float, float]:
+    """The smallest and the largest finite value."""
+    finite = (strip[np.isfinite(strip)] for strip in strips)
+    ends = [(float(some.min()), float(some.max())) for some in finite if some.size]
+    return (min(end[0] for end in ends), max(end[1] for end in ends)) if ends else (0.0, 0.0)
 
 
 def _reason(error: Exception) -> str:
