@@ -24,6 +24,7 @@ MISTAKES_SHOWN = 24
 PICTURED = 300  # in all
 OF_WRONG_CELL, OF_RIGHT_CELL = 4, 2
 PICTURE_CHARACTERS = 3_500_000  # of all data URIs
+AT_ONCE = 64  # files decoded before it is asked whether there is room for more
 LARGE, SMALL = (192, 82), (160, 76)  # longest side in pixels and JPEG quality: of the mistakes shown first, of others
 
 Heat = Callable[[Sequence[int]], Sequence[np.ndarray | None]]
@@ -135,6 +136,19 @@ def gallery(
     if heat is not None:
         pictures = _with_overlays(pictures, heat, recorded)
     return sorted(pictures, key=lambda one: (not one.worst, -float(outcome.confidence[one.row])))
+
+
+def thumbnails(files: Sequence[Path], room: int) -> list[Thumbnail | None]:
+    """Small thumbnails of the first files, one each, until their data URIs would have more than ``room`` characters."""
+    made: list[Thumbnail | None] = []
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(files), AT_ONCE):
+            for one in pool.map(lambda path: thumbnail(path, *SMALL), files[start : start + AT_ONCE]):
+                room -= len(one.uri) if one else 0
+                if room < 0:
+                    return made
+                made.append(one)
+    return made
 
 
 def thumbnail(path: Path, side: int, quality: int) -> Thumbnail | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tlkit.reports import curves
@@ -94,6 +94,19 @@ def brief(number: float | None) -> str:
 def plural(number: int, noun: str) -> str:
     """``1 image``, ``1,234 images``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """``a``, ``a and b``, ``a, b and c``; of more than ``most`` the first ones and how many others."""
+    if len(names) > most:
+        names = [*names[: most - 1], f"{len(names) - most + 1:,} more"]
+    return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
+
+
+def middle(text: str, length: int) -> str:
+    """The text in at most ``length`` characters, with an ellipsis for its middle: a path tells most at its ends."""
+    head = length // 3
+    return text if len(text) <= length else f"{text[:head]}…{text[len(text) - (length - head - 1) :]}"
 
 
 def plain(value: Any) -> str:
