@@ -517,7 +517,7 @@ def test_whatever_a_decoder_raises_becomes_a_reason(
     def fail(*_: object) -> None:
         raise error
 
-    path = written(tmp_path / "x.png", encoded(picture(), "PNG"))
+    path = written(tmp_path / "x.png", encoded(picture().convert("L"), "PNG"))
     monkeypatch.setattr(Image.Image, "convert", fail)
     assert reason(path)
 

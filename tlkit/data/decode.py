@@ -121,7 +121,8 @@ def decode_stored(path: Path, min_side: int = 0, *, grey: bool = False) -> tuple
                 found = _upright(image)
                 if grey and found.mode == "L" and not found.has_transparency_data:
                     return found, stored
-                return _to_rgb(found).convert("L" if grey else "RGB"), stored
+                found = _to_rgb(found)
+                return found.convert("L") if grey else found, stored
     except UnreadableImage:
         raise
     except Exception as error:  # decoders raise whatever broken bytes lead them to: struct.error, KeyError, MemoryError
@@ -191,7 +192,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy it
 
 
 STRIP = 2**20
