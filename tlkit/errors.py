@@ -31,6 +31,23 @@ class TlkitError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.remedy, self.details)
 
 
+class InputLost(TlkitError):
+    """A file that a command had begun to work with cannot be read any more; what was reached until then is kept.
+
+    Args:
+        path: The file, as it is called in the data.
+        where: The folder of the data.
+        reason: Why not, in a few words.
+    """
+
+    def __init__(self, path: str, *, where: object, reason: str) -> None:
+        super().__init__(f"{path} cannot be read any more: {reason}", where=where, remedy="put it back, and go on with --resume")
+        self.path, self.reason = path, reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_lost, (self.path, self.where, self.reason)
+
+
 class UsageError(TlkitError):
     """A command line that lacks something; exit code 2."""
 
@@ -39,6 +56,10 @@ class UsageError(TlkitError):
 
 def _rebuild(kind: type[TlkitError], what: str, where: str, remedy: str, details: list[str]) -> TlkitError:
     return kind(what, where=where, remedy=remedy, details=details)
+
+
+def _rebuild_lost(path: str, where: str, reason: str) -> InputLost:
+    return InputLost(path, where=where, reason=reason)
 
 
 def first_line(error: Exception) -> str:

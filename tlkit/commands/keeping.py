@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tlkit import run_folder
 from tlkit.commands.console import Console
-from tlkit.errors import TlkitError
+from tlkit.errors import InputLost, TlkitError
 
 
 @contextmanager
@@ -30,10 +30,11 @@ def kept_when_stopped(
         if not keep_state:
             shutil.rmtree(state)
     except BaseException as error:
-        unusable = isinstance(error, TlkitError) or not (run / run_folder.RECIPE).is_file()
+        mistaken = isinstance(error, TlkitError) and not isinstance(error, InputLost)
+        unusable = mistaken or not (run / run_folder.RECIPE).is_file()
         if fresh and unusable and not any(state.iterdir()):
             shutil.rmtree(run, ignore_errors=True)  # the same command can be given again
-        elif not isinstance(error, TlkitError):
+        elif not mistaken:
             console.warn(f"go on with: tlkit {command} --resume {run}")
         if _is_full_disk(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run)) from error

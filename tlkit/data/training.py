@@ -19,7 +19,7 @@ from tlkit.data.decode import UnreadableImage, decode
 from tlkit.data.folders import Samples
 from tlkit.data.loading import BadFile, default_workers
 from tlkit.data.transforms import normalise
-from tlkit.errors import TlkitError
+from tlkit.errors import InputLost
 from tlkit.preprocessing import Preprocessing
 
 
@@ -160,15 +160,14 @@ class TrainingBatches:
         """The batches of one epoch from step ``first`` on; epochs are asked for in their order.
 
         Raises:
-            TlkitError: An image cannot be read any more.
+            InputLost: An image cannot be read any more.
         """
         if self._stream is None:
             self._stream = self._start(epoch, first)
         for _ in range(first, self.steps):
             batch = next(self._stream)
             if isinstance(batch, BadFile):
-                what = f"{batch.path} cannot be read any more: {batch.reason}"
-                raise TlkitError(what, where=self.dataset.root, remedy="put it back, and go on with --resume")
+                raise InputLost(batch.path, where=self.dataset.root, reason=batch.reason)
             yield self._prepare(*batch)
 
     def _start(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor] | BadFile]:

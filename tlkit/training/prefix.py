@@ -18,7 +18,7 @@ from tlkit.data.folders import Samples
 from tlkit.data.loading import ViewDataset
 from tlkit.data.training import VariedViews, seed_of
 from tlkit.data.transforms import View
-from tlkit.errors import TlkitError
+from tlkit.errors import InputLost, TlkitError
 from tlkit.networks.build import Loaded
 from tlkit.networks.complexity import noise
 from tlkit.networks.forward import logits_of, splits_at_head
@@ -339,8 +339,7 @@ class Prefix:
         for found, outputs, bad in passed:
             if bad:
                 file = bad[0][1]
-                what = f"{file.path} cannot be read any more: {file.reason}"
-                raise TlkitError(what, where=self.samples.root, remedy="put it back, and go on with --resume")
+                raise InputLost(file.path, where=self.samples.root, reason=file.reason)
             here = todo[found.numpy()]
             for output, values in zip(maps, outputs, strict=True):
                 for number, view in enumerate(views):
@@ -363,8 +362,7 @@ class Prefix:
             found = digests(self.samples.root, self.samples.paths)
             for path, file in zip(self.samples.paths, found, strict=True):
                 if file is None:
-                    remedy = "put it back, and go on with --resume"
-                    raise TlkitError(f"{path} cannot be read any more", where=self.samples.root, remedy=remedy)
+                    raise InputLost(path, where=self.samples.root, reason="it has gone, or may not be read")
             self._files = [file for file in found if file is not None]
         return self._files
 

@@ -21,7 +21,7 @@ from tlkit.data.folders import Samples
 from tlkit.data.loading import Progress, ViewDataset, silent
 from tlkit.data.training import TrainingBatches
 from tlkit.data.transforms import CENTER, View
-from tlkit.errors import TlkitError
+from tlkit.errors import InputLost, TlkitError
 from tlkit.evaluation.metrics import image_losses, metrics
 from tlkit.evaluation.predict import collect, predict_batches
 from tlkit.networks.build import Loaded
@@ -206,7 +206,10 @@ class Trainer:
 
     def _extract(self) -> Features:
         dataset = self.dataset(np.ones(len(self.samples), dtype=bool), TRAIN_VIEWS[self.settings.train_views])
-        return extract(self.loaded, dataset, self.how, self.cache, self.settings.train_views)
+        found = extract(self.loaded, dataset, self.how, self.cache, self.settings.train_views)
+        if found.bad:  # readable when the run began
+            raise InputLost(found.bad[0].path, where=self.samples.root, reason=found.bad[0].reason)
+        return found
 
     def _train(self, phase: Phase) -> dict[str, Any]:
         """Train by the loop."""
@@ -398,8 +401,7 @@ class Trainer:
         found = collect(predict_batches(network, self.dataset(rows), replace(self.how, progress=progress)))
         if found.bad:
             file = found.bad[0]
-            remedy = "put it back, and go on with --resume"
-            raise TlkitError(f"{file.path} cannot be read any more: {file.reason}", where=self.run, remedy=remedy)
+            raise InputLost(file.path, where=self.samples.root, reason=file.reason)
         return found.probabilities
 
     def predict_all(self) -> np.ndarray:
@@ -430,12 +432,12 @@ class Trainer:
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM leave the state behind."""
+        """Ctrl-C and SIGTERM, and a file that has gone, leave the state behind."""
         try:
             yield
-        except Exception:
-            raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Exception) and not isinstance(error, InputLost):
+                raise
             if self.state.outcomes or self.state.phase.begun:
                 self.save()
             raise
