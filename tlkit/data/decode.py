@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -30,6 +30,8 @@ HEIC_SUFFIXES = frozenset({".heic", ".heif"})
 FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "HEIF"})
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 
+IN_MEMORY = 2**28
+"""Bytes of a file that is read at once; a larger one is read in parts, as its decoder asks for them."""
 MAX_SCANS = 100
 """Of a JPEG, each of which is a pass over all of its pixels: encoders write about ten. Unchecked, 300 KB took 21 s."""
 MAX_SEGMENTS = 1000
@@ -102,13 +104,16 @@ def decode_stored(path: Path, min_side: int = 0, *, grey: bool = False) -> tuple
         UnreadableImage: The file is missing, empty, cut short, not an image, or claims more than `MAX_PIXELS`.
     """
     try:
-        _refuse_other_than_file(path)
+        size = _refuse_other_than_file(path)
         # Opened here, not by Pillow: an uncompressed TIFF that Pillow maps into memory by its name comes out scrambled
         # where its orientation swaps the sides.
         with path.open("rb") as file:
-            head = file.read(64)
-            _refuse_unknown_content(head)
-            with Image.open(_checked_jpeg(file) if head.startswith(JPEG_START) else file) as image:
+            content = file.read() if size <= IN_MEMORY else file.read(64)
+            _refuse_unknown_content(content[:64])
+            if content.startswith(JPEG_START) and size <= IN_MEMORY:
+                _refuse_endless_jpeg(content)
+            # from memory: asked for the 2 GB that a broken length claims, a file would have them set aside first
+            with Image.open(io.BytesIO(content) if size <= IN_MEMORY else file) as image:
                 if image.format not in FORMATS:
                     raise UnreadableImage(f"{image.format} images are not read")
                 if image.width * image.height > MAX_PIXELS:
@@ -129,12 +134,15 @@ def decode_stored(path: Path, min_side: int = 0, *, grey: bool = False) -> tuple
         raise UnreadableImage(_reason(error)) from error
 
 
-def _refuse_other_than_file(path: Path) -> None:
-    mode = path.stat().st_mode
+def _refuse_other_than_file(path: Path) -> int:
+    """The size of a file in bytes; raises where it is something else."""
+    status = path.stat()
+    mode = status.st_mode
     if stat.S_ISDIR(mode):
         raise UnreadableImage("a folder, not a file")
     if not stat.S_ISREG(mode):  # reading from a pipe or a device might never end
         raise UnreadableImage("not a regular file")
+    return status.st_size
 
 
 def _refuse_unknown_content(head: bytes) -> None:
@@ -150,14 +158,12 @@ MARKER = re.compile(rb"\xff[^\x00\xd0-\xd8\xff]")  # what stands alone, or is a 
 SCAN, END = 0xDA, 0xD9
 
 
-def _checked_jpeg(file: IO[bytes]) -> io.BytesIO:
-    """The bytes of a JPEG that does not take minutes to read.
+def _refuse_endless_jpeg(content: bytes) -> None:
+    """Raise where reading a JPEG would take minutes: it has more scans or segments than any encoder writes.
 
     Raises:
-        UnreadableImage: It has more scans or segments than any encoder writes.
+        UnreadableImage: So it is.
     """
-    file.seek(0)
-    content = file.read()
     place, scans, segments, components = len(JPEG_START) - 1, 0, 0, None
     while found := MARKER.search(content, place):
         marker, at = content[found.start() + 1], found.end()
@@ -175,7 +181,6 @@ def _checked_jpeg(file: IO[bytes]) -> io.BytesIO:
             kind = "scans" if scans > MAX_SCANS else "segments"
             raise UnreadableImage(f"a JPEG of more than {MAX_SCANS if scans > MAX_SCANS else MAX_SEGMENTS} {kind}")
         place = at + int.from_bytes(content[at : at + 2])
-    return io.BytesIO(content)
 
 
 def _upright(image: Image.Image) -> Image.Image:
