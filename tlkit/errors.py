@@ -41,7 +41,8 @@ class InputLost(TlkitError):
     """
 
     def __init__(self, path: str, *, where: object, reason: str) -> None:
-        super().__init__(f"{path} cannot be read any more: {reason}", where=where, remedy="put it back, and go on with --resume")
+        what, remedy = f"{path} cannot be read any more: {reason}", "put it back, and go on with --resume"
+        super().__init__(what, where=where, remedy=remedy)
         self.path, self.reason = path, reason
 
     def __reduce__(self) -> tuple[object, ...]:

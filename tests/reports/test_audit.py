@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tlkit.reports import audit
+from tlkit.reports import audit, copies, findings
 from tlkit.reports.audit import AuditPage, render_audit, write_audit
 
 EVIL = "<img src=x onerror=document.title='pwned'>"
@@ -91,12 +91,12 @@ def test_what_matters_most_is_said_first(findings: dict[str, int], headline: str
     assert f'<p class="lead">{headline}</p>' in page({"findings": findings})
 
 
-@pytest.mark.parametrize("kind", audit.KINDS, ids=lambda kind: kind.key)
-def test_each_kind_is_counted_and_its_link_has_a_target(kind: audit.Kind) -> None:
+@pytest.mark.parametrize("kind", findings.KINDS, ids=lambda kind: kind.key)
+def test_each_kind_is_counted_and_its_link_has_a_target(kind: findings.Kind) -> None:
     found = Outline(page({"findings": {kind.key: 2}, "classes": [{"class": "a", "images": 1}]}))
     assert len(found.links) >= 2
     assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
-    assert "{" not in audit.worded(kind.name, 1) + audit.worded(kind.says, 2)
+    assert "{" not in findings.worded(kind.name, 1) + findings.worded(kind.says, 2)
 
 
 def test_links_lead_to_sections_of_their_own() -> None:
@@ -109,12 +109,12 @@ def test_links_lead_to_sections_of_their_own() -> None:
 def test_numbers_follow_from_the_lists_where_they_are_not_stated() -> None:
     near = group("a/1.jpg", "b/1.jpg", exact=False, classes=True)
     told = summary(duplicates=[near, group("a/2.jpg", "a/3.jpg")], splits={})
-    found = audit.counts(told)
+    found = findings.counts(told)
     assert (found["exact_duplicates"], found["near_duplicates"], found["across_classes"]) == (1, 1, 1)
     assert found["blurred"] == found["label_suspects"] == 1
     assert "across_splits" not in found  # there are none
-    assert "blurred" not in audit.counts({**told, "findings": {"corrupt": 1}})  # ignored on demand
-    assert audit.counts(summary(label_suspects=None)).get("label_suspects") is None
+    assert "blurred" not in findings.counts({**told, "findings": {"corrupt": 1}})  # ignored on demand
+    assert findings.counts(summary(label_suspects=None)).get("label_suspects") is None
 
 
 def test_nothing_found() -> None:
@@ -174,7 +174,7 @@ def test_groups_across_splits_stand_first_then_those_across_classes() -> None:
     ]
     assert re.findall(r'class="differs">(\w+)<', html) == ["valid", "train", "val", *"b", "train", *"a", "test", *"aab"]
     assert "found by the content of the files" in html and "found by how they look" in html
-    assert audit.tiers({"duplicates": groups})[0].groups[0].what == "Exact copies in more than one split"
+    assert copies.tiers({"duplicates": groups})[0].groups[0].what == "Exact copies in more than one split"
 
 
 def test_at_most_so_many_are_shown_and_the_rest_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

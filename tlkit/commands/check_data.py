@@ -22,27 +22,12 @@ from tlkit.data.loading import BadFile
 from tlkit.data.manifest import write_manifest
 from tlkit.data.new_images import read_images
 from tlkit.errors import TlkitError, did_you_mean
+from tlkit.reports.findings import KINDS, worded
 
 if TYPE_CHECKING:
     from tlkit.audit.deep import Deep
     from tlkit.audit.suspects import Suspect
 
-KINDS = {
-    "corrupt": "files that cannot be read",
-    "structure": "faults of folders and splits",
-    "across_splits": "copies in two splits (leaks)",
-    "across_classes": "copies in two classes",
-    "exact_duplicates": "groups of the same file",
-    "near_duplicates": "groups of nearly the same image",
-    "label_suspects": "labels that may be wrong",
-    "imbalance": "rare classes",
-    "blank": "blank images",
-    "blurred": "blurred images",
-    "odd_aspect": "much longer images",
-    "small": "much smaller images",
-    "wrong_suffix": "names that say another format",
-}
-"""Kinds of findings, the gravest first, in words."""
 SHOWN = 10
 
 
@@ -93,7 +78,7 @@ def check_data(
     found = _judge(samples, faults, deep, compute, console)
     summary = _summary(found, deep, ignored)
     if checking.write_manifest is not None:
-        summary["manifest"] = _write_clean(found, checking.write_manifest, console)
+        summary["manifest"] = _write_clean(found, checking.write_manifest)
     _show(console, checking.data, summary)
     if output.out is not None:
         from tlkit.reports.audit import AuditPage, write_audit  # waits for torchvision
@@ -102,13 +87,17 @@ def check_data(
         title = f"check-data {checking.data.absolute().name}"
         write_audit(output.out, AuditPage(title, told | summary, samples.root))
         summary["out"] = str(output.out)
-        console.line(f"page    {output.out}")
+        console.line(f"page      {output.out}")
+    if checking.write_manifest is not None:
+        told = summary["manifest"]
+        left_out = f", {told['dropped']} left out: {_dropped_file(checking.write_manifest)}" if told["dropped"] else ""
+        console.line(f"manifest  {checking.write_manifest}: {told['kept']} images{left_out}")
     failed = checking.strict and any(summary["findings"].values())
     return summary | ({"exit_code": 1} if failed else {})
 
 
 def _ignored(text: str | None) -> set[str]:
-    known = [kind.replace("_", "-") for kind in KINDS]
+    known = [kind.key.replace("_", "-") for kind in KINDS]
     given = [word.strip() for word in (text or "").split(",") if word.strip()]
     for word in given:
         if word not in known:
@@ -237,13 +226,13 @@ def _summary(found: Found, deep: Deep | None, ignored: set[str]) -> dict[str, An
     if deep is not None:
         summary |= deep.told
     exact = [one for one in duplicates if one["kind"] == "exact"]
-    number = {kind: len(summary[kind] or []) for kind in KINDS if kind in summary} | {
+    number = {kind.key: len(summary[kind.key] or []) for kind in KINDS if kind.key in summary} | {
         "across_splits": sum(one["across_splits"] for one in duplicates),
         "across_classes": sum(one["across_classes"] for one in duplicates),
         "exact_duplicates": len(exact),
         "near_duplicates": len(duplicates) - len(exact),
     }
-    return summary | {"findings": {kind: number[kind] for kind in KINDS if kind not in ignored}}
+    return summary | {"findings": {kind.key: number[kind.key] for kind in KINDS if kind.key not in ignored}}
 
 
 def _duplicates(samples: Samples, group: Group) -> dict[str, Any]:
@@ -254,6 +243,8 @@ def _duplicates(samples: Samples, group: Group) -> dict[str, Any]:
         "found_by": group.found_by,
         "across_splits": len(set(samples.splits[rows].tolist())) > 1,
         "across_classes": len(set(samples.labels[rows].tolist())) > 1,
+        "splits": samples.splits[rows].tolist(),
+        "labels": [samples.classes[label] for label in samples.labels[rows]],
     }
 
 
@@ -296,16 +287,14 @@ def _dropped_file(manifest: Path) -> Path:
     return manifest.with_name(f"{manifest.name}.dropped.csv")
 
 
-def _write_clean(found: Found, path: Path, console: Console) -> dict[str, Any]:
+def _write_clean(found: Found, path: Path) -> dict[str, Any]:
     samples = found.samples
     cleaned = clean(samples, {file.path: file.reason for file in found.bad}, found.groups)
     dropped = sorted(cleaned.dropped.items())
     write_manifest(path, _columns(samples, cleaned, path))
     rows = ((samples.paths[row], samples.classes[samples.labels[row]], reason) for row, reason in dropped)
     run_folder.write_rows(_dropped_file(path), ("path", "label", "reason"), rows)
-    told = {"path": str(path), "kept": len(cleaned.rows), "dropped": len(dropped)}
-    console.line(f"manifest {path}: {told['kept']} images; without {told['dropped']}: {_dropped_file(path)}")
-    return told
+    return {"path": str(path), "kept": len(cleaned.rows), "dropped": len(dropped)}
 
 
 def _columns(samples: Samples, cleaned: Cleaned, manifest: Path) -> dict[str, list[str]]:
@@ -328,13 +317,16 @@ def _unstripped(path: str) -> str:
 
 
 def _show(console: Console, data: Path, summary: Mapping[str, Any]) -> None:
-    findings = {kind: count for kind, count in summary["findings"].items() if count}
     title = f"{data}: {summary['images']} images"
     if summary["classes"]:
         title += f" of {len(summary['classes'])} classes"
-    rows = [[KINDS[kind], count, _example(kind, summary)] for kind, count in findings.items()]
+    rows = [
+        [count, worded(kind.name, count), _example(kind.key, summary)]
+        for kind in KINDS
+        if (count := summary["findings"].get(kind.key))
+    ]
     if rows:
-        console.table(title, ["finding", "number", "for instance"], rows)
+        console.table(title, ["found", "", "for instance"], rows)
     else:
         console.line(f"{title}, nothing found")
     _show_leaks(console, summary)
