@@ -70,8 +70,9 @@ def _drop_copies(samples: Samples, splits: Sequence[str], group: Group, dropped:
     if len(names) > 1:
         dropped |= dict.fromkeys(group.rows, f"the same file is labelled {' and '.join(names)}")
         return
-    kept = min(group.rows, key=lambda row: (ORDER[splits[row]], row))
-    dropped |= {row: f"the same file as {samples.paths[kept]}" for row in group.rows if row != kept}
+    if left := [row for row in group.rows if row not in dropped]:
+        kept = min(left, key=lambda row: (ORDER[splits[row]], row))
+        dropped |= {row: f"the same file as {samples.paths[kept]}" for row in left if row != kept}
 
 
 def _drop_leaks(samples: Samples, splits: Sequence[str], group: Group, dropped: dict[int, str]) -> None:

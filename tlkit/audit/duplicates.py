@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from tlkit.data.content import copies
 
 CROWD = 20
-"""How many other pictures make a crowd."""
+"""How many other pictures make a crowd, at most."""
 BLOCK = 2048  # pictures compared with all others at once: a few hundred MiB for 100,000 of them
 PAIRS = 1000  # pairs that are laid over each other at once
 ROUNDING = 1e-5
@@ -32,7 +32,7 @@ class Closeness:
 
     Args:
         limit: The largest distance of a pair.
-        share: The largest distance of a pair as a share of the distance of either to the `CROWD`-th other picture.
+        share: The largest distance of a pair as a share of the distance of either to the last picture of a crowd.
         sure: A distance up to which that share does not matter.
         unrelated: Distance to the crowd where there are too few pictures for one.
     """
@@ -74,6 +74,7 @@ def find_groups(
     thumbnails: np.ndarray,
     plain: np.ndarray,
     features: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
 ) -> list[Group]:
     """All groups of pictures that are the same, those of the same bytes first; a near group includes exact copies.
 
@@ -83,6 +84,8 @@ def find_groups(
         thumbnails: 8-bit grey (N, 32, 32).
         plain: Mask (N) of pictures that show nothing: their hashes are chance, so none of them is near another.
         features: Of a network (N, D), where there are any.
+        labels: Class of each image (N), by default all of one. To a network, images of a class are close to each other:
+            there, a crowd is of half as many as the image's class has, and so not of other classes.
     """
     first = copies(digests)
     rows = np.flatnonzero((first == np.arange(len(first))) & ~plain)
@@ -91,7 +94,9 @@ def find_groups(
     by = ["hash"] * len(pairs)
     if features is not None:
         length = np.linalg.norm(features[rows], axis=1, keepdims=True)
-        more = close_pairs(features[rows] / np.maximum(length, 1e-12), FEATURES)
+        of_class = np.zeros(len(rows), dtype=np.int64) if labels is None else labels[rows]
+        crowd = (np.bincount(of_class)[of_class] // 2).clip(2, CROWD) if len(rows) else of_class
+        more = close_pairs(features[rows] / np.maximum(length, 1e-12), FEATURES, crowd)
         pairs, by = np.concatenate([pairs, more]), by + ["features"] * len(more)
     members: dict[int, list[int]] = {}
     for row, one in enumerate(first.tolist()):
@@ -103,28 +108,32 @@ def find_groups(
     return exact + sorted(near, key=lambda group: group.rows)
 
 
-def close_pairs(vectors: np.ndarray, closeness: Closeness) -> np.ndarray:
+def close_pairs(vectors: np.ndarray, closeness: Closeness, crowd: np.ndarray | None = None) -> np.ndarray:
     """The pairs (P, 2) among unit vectors (N, D) that are close, and much closer than a crowd of others.
+
+    ``crowd`` says of how many others (N), by default of `CROWD`.
 
     Of each vector only the `CROWD` nearest are looked at: a closer pair than the crowd is among them, and thousands of
     copies of one picture, each a pair with each other one, would fill the memory.
     """
     values = torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
-    count, crowd = len(values), np.full(len(values), closeness.unrelated)
+    count, to_crowd = len(values), np.full(len(values), closeness.unrelated)
+    size = np.full(count, CROWD) if crowd is None else crowd
     most, found = min(CROWD, count - 1), [np.empty((0, 3))]
     for start in range(0, count, BLOCK) if count > 1 else ():
         similar = values[start : start + BLOCK] @ values.T
         rows = torch.arange(len(similar))
         similar[rows, rows + start] = -2.0  # itself
         nearest = similar.topk(most)
-        if most == CROWD:
-            crowd[start : start + BLOCK] = 1 - nearest.values[:, -1]
+        place = torch.from_numpy(size[start : start + BLOCK] - 1)
+        last = 1 - nearest.values[rows, place.clamp_max(most - 1)].double().numpy()
+        to_crowd[start : start + BLOCK] = np.where(place.numpy() < most, last, closeness.unrelated)
         at, rank = torch.nonzero(nearest.values >= 1 - closeness.limit - ROUNDING, as_tuple=True)
         found.append(
             torch.stack([at + start, nearest.indices[at, rank], 1 - nearest.values[at, rank]], 1).double().numpy()
         )
     pairs, distances = np.concatenate(found)[:, :2].astype(np.int64), np.concatenate(found)[:, 2]
-    bound = np.maximum(closeness.share * crowd[pairs].min(1, initial=closeness.unrelated), closeness.sure)
+    bound = np.maximum(closeness.share * to_crowd[pairs].min(1, initial=closeness.unrelated), closeness.sure)
     return np.unique(np.sort(pairs[distances <= bound + ROUNDING], axis=1), axis=0)
 
 

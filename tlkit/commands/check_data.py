@@ -72,6 +72,8 @@ def check_data(
     samples = read_images(checking.data, faults.append)
     for line in samples.remarks():
         console.warn(line)
+    if checking.write_manifest is not None:
+        _refuse_unspeakable(samples)
     deep = _deep(network, compute, passing, console) if checking.deep else None
     if output.plan:
         return _plan(samples, deep, console)
@@ -121,6 +123,22 @@ def _refuse_out(page: Path | None, manifest: Path | None) -> None:
         run_folder.refuse_existing(_dropped_file(manifest))
 
 
+def _refuse_unspeakable(samples: Samples) -> None:
+    """Raise where no manifest could say what the images are."""
+    names = {name.strip() for name in samples.classes}
+    try:
+        str(samples.root.absolute()).encode()
+    except UnicodeEncodeError:
+        what, remedy = "the folder's name is not valid UTF-8, which a manifest has to be", "rename the folder"
+    else:
+        if len(names) == len(samples.classes) and "" not in names:
+            return
+        labelled = any(samples.classes)
+        what = "class folders differ in spaces around their names alone" if labelled else "the images have no labels"
+        remedy = "rename them" if labelled else "put the images of each class into a folder of its own, named after it"
+    raise TlkitError(what, where="--write-manifest", remedy=remedy)
+
+
 def _deep(network: config.Network, compute: config.Compute, passing: config.Passing, console: Console) -> Deep:
     """The network to look with; imported here, since a look without one should not wait for it."""
     from tlkit.audit.deep import Deep
@@ -163,6 +181,7 @@ def _judge(
         thumbnails(looks),
         np.array([is_blank(one) for one in looks], dtype=bool),
         features,
+        samples.labels[rows],
     )
     suspects, judged = None, 0
     if deep is not None and features is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 # A header that claims more pixels than this is refused before a byte of it is decoded. Pillow refuses such files too,
 # but only above its own limit doubled, and warns (once, without the file's name) below that.
@@ -26,16 +26,28 @@ IMAGE_SUFFIXES = frozenset(
 )
 HEIC_SUFFIXES = frozenset({".heic", ".heif"})
 
-# Pillow's names. It knows many more formats: some, such as TGA, it takes almost any bytes for; EPS it would run.
-FORMATS = frozenset({"JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM", "AVIF", "JPEG2000", "HEIF"})
+# Pillow's names. It knows many more formats, and is not to try them: some, such as TGA, it takes almost any bytes for;
+# EPS it would run; and of a text it reads every line (20 MB took 3 s) in search of yet another one.
+OPENED = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000", "HEIF")
+FORMATS = frozenset({*OPENED, "MPO"})  # which is opened as JPEG
+OTHERS = {b"%!PS": "EPS", b"%PDF": "PDF", b"8BPS": "PSD", b"\0\0\1\0": "ICO", b"<svg": "SVG"}
+"""How files start that are taken for images elsewhere."""
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 
 IN_MEMORY = 2**28
 """Bytes of a file that is read at once; a larger one is read in parts, as its decoder asks for them."""
 MAX_SCANS = 100
 """Of a JPEG, each of which is a pass over all of its pixels: encoders write about ten. Unchecked, 300 KB took 21 s."""
+SCANNED = 20
+"""Times that a JPEG's scans may pass over `MAX_PIXELS`: of the largest images, fewer than `MAX_SCANS` take seconds."""
 MAX_SEGMENTS = 1000
-"""Of a JPEG before its pixels. Pillow joins those of one kind one by one, in quadratic time: 11 s for 800."""
+"""Of a JPEG before its pixels."""
+MAX_EXIF_SEGMENTS = 250
+"""Of these. Pillow joins them one by one, in quadratic time: 900 took 14 s."""
+MAX_COMMENTS = 1000
+"""Of a PPM written as text. Pillow removes each by copying what is left: 1 MB took 11 s."""
+MAX_TILE = 2**24
+"""Pixels in a tile of a TIFF that is larger than its image: it is unpacked whole, 900 KB to 2 GB."""
 
 ORIENTATION = 0x0112  # EXIF tag
 TURNS = {
@@ -110,15 +122,17 @@ def decode_stored(path: Path, min_side: int = 0, *, grey: bool = False) -> tuple
         with path.open("rb") as file:
             content = file.read() if size <= IN_MEMORY else file.read(64)
             _refuse_unknown_content(content[:64])
-            if content.startswith(JPEG_START) and size <= IN_MEMORY:
-                _refuse_endless_jpeg(content)
+            if size <= IN_MEMORY:
+                _refuse_endless(content)
+            Image.init()
+            openers = [name for name in OPENED if name in Image.OPEN]
+            ImageFile.LOAD_TRUNCATED_IMAGES = False  # for all of the process; some library may have thought otherwise
             # from memory: asked for the 2 GB that a broken length claims, a file would have them set aside first
-            with Image.open(io.BytesIO(content) if size <= IN_MEMORY else file) as image:
-                if image.format not in FORMATS:
-                    raise UnreadableImage(f"{image.format} images are not read")
+            with Image.open(io.BytesIO(content) if size <= IN_MEMORY else file, formats=openers) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise UnreadableImage(f"claims {image.width} x {image.height} pixels")
-                stored = Stored(image.format, image.mode, image.width, image.height)
+                _refuse_vast_tiles(image)
+                stored = Stored(image.format or "", image.mode, image.width, image.height)
                 if image.format in ("JPEG", "MPO") and (min_side or grey):
                     mode = "L" if grey and image.mode == "RGB" else image.mode
                     image.draft(mode, (min_side, min_side) if min_side else image.size)
@@ -148,23 +162,33 @@ def _refuse_other_than_file(path: Path) -> int:
 def _refuse_unknown_content(head: bytes) -> None:
     if not head:
         raise UnreadableImage("the file is empty")
+    for start, name in OTHERS.items():
+        if head.startswith(start):
+            raise UnreadableImage(f"{name} images are not read")
     is_heic = head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS and b"avif" not in head
     if is_heic and not heic_available():
         raise UnreadableImage("HEIC needs the extra 'heic' (pip install 'tlkit[heic]')")
 
 
 JPEG_START = b"\xff\xd8\xff"
-MARKER = re.compile(rb"\xff[^\x00\xd0-\xd8\xff]")  # what stands alone, or is a byte of the pixels, is passed over
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # what stands alone, or is a byte of the pixels, is passed over
 SCAN, END = 0xDA, 0xD9
 
 
-def _refuse_endless_jpeg(content: bytes) -> None:
-    """Raise where reading a JPEG would take minutes: it has more scans or segments than any encoder writes.
+def _refuse_endless(content: bytes) -> None:
+    """Raise where reading a file would take minutes: it has more of something than any encoder writes.
 
     Raises:
         UnreadableImage: So it is.
     """
-    place, scans, segments, components = len(JPEG_START) - 1, 0, 0, None
+    if content.startswith(JPEG_START):
+        _refuse_endless_jpeg(content)
+    elif content.startswith((b"P1", b"P2", b"P3")) and content.count(b"#") > MAX_COMMENTS:
+        raise UnreadableImage(f"a PPM of more than {MAX_COMMENTS} comments")
+
+
+def _refuse_endless_jpeg(content: bytes) -> None:
+    place, scans, segments, exif, components, most = len(JPEG_START) - 1, 0, 0, 0, None, MAX_SCANS
     while found := MARKER.search(content, place):
         marker, at = content[found.start() + 1], found.end()
         if marker == END:
@@ -175,12 +199,29 @@ def _refuse_endless_jpeg(content: bytes) -> None:
                 break
         elif not scans:
             segments += 1
+            exif += content[at + 2 : at + 6] == b"Exif"
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             components = None if marker % 4 == 2 else content[at + 7 : at + 8]  # a progressive one has further scans
-        if scans > MAX_SCANS or segments > MAX_SEGMENTS:
-            kind = "scans" if scans > MAX_SCANS else "segments"
-            raise UnreadableImage(f"a JPEG of more than {MAX_SCANS if scans > MAX_SCANS else MAX_SEGMENTS} {kind}")
+            height, width = int.from_bytes(content[at + 3 : at + 5]), int.from_bytes(content[at + 5 : at + 7])
+            most = min(MAX_SCANS, SCANNED * MAX_PIXELS // max(1, width * height))
+        if scans > most:
+            raise UnreadableImage(f"a JPEG of more than {most} scans")
+        if segments > MAX_SEGMENTS or exif > MAX_EXIF_SEGMENTS:
+            kind = f"{MAX_SEGMENTS} segments" if segments > MAX_SEGMENTS else f"{MAX_EXIF_SEGMENTS} segments of EXIF"
+            raise UnreadableImage(f"a JPEG of more than {kind}")
         place = at + int.from_bytes(content[at : at + 2])
+
+
+TILE_WIDTH, TILE_HEIGHT = 322, 323  # TIFF tags
+
+
+def _refuse_vast_tiles(image: Image.Image) -> None:
+    tags = getattr(image, "tag_v2", {})
+    width, height = tags.get(TILE_WIDTH), tags.get(TILE_HEIGHT)
+    if not (isinstance(width, int) and isinstance(height, int)):  # none, or nonsense that Pillow refuses
+        return
+    if width * height > max(MAX_TILE, 4 * image.width * image.height):
+        raise UnreadableImage(f"claims tiles of {width} x {height} pixels")
 
 
 def _upright(image: Image.Image) -> Image.Image:
