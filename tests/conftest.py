@@ -157,6 +157,26 @@ def make_shapes() -> Callable[..., Path]:
     return write_shapes
 
 
+def make_photo(seed: int, width: int = 200, height: int = 160) -> Image.Image:
+    """A picture as detailed as a photo and like no other one: noise whose amplitude falls with its frequency.
+
+    Natural images have such spectra (Field, Relations between the statistics of natural images, 1987).
+    """
+    random = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None])
+    frequency[0, 0] = np.inf
+    noise = np.fft.fft2(random.standard_normal((3, height, width)) + random.standard_normal((1, height, width)))
+    values = np.fft.ifft2(noise / frequency).real
+    values = 128 + 50 * values / values.std(axis=(1, 2), keepdims=True)
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8).transpose(1, 2, 0))
+
+
+@pytest.fixture(scope="session")
+def photo() -> Callable[..., Image.Image]:
+    """`make_photo`: ``photo(seed, width, height)``."""
+    return make_photo
+
+
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """12 images of each of three classes. Read only."""

@@ -195,6 +195,37 @@ def test_broken_splits(content: str, tmp_path: Path) -> None:
         run_folder.read_splits(tmp_path)
 
 
+COLUMNS = ("path", "label", "split", "digest")
+
+
+def test_what_a_run_was_trained_on(tmp_path: Path) -> None:
+    kinds = ("train", "val", "test", "")
+    rows = [(name, f"class {name}", kinds[row % 4], f"{row:032x}") for row, name in enumerate(ODD)]
+    run_folder.write_rows(tmp_path / run_folder.SPLITS, COLUMNS, rows)
+    assert run_folder.trained_on(tmp_path) == {f"{row:032x}": ODD[row] for row in (0, 4)}
+    assert run_folder.read_splits(tmp_path) == {path: (label, split) for path, label, split, _ in rows}
+
+
+def test_files_without_a_digest_are_not_known_again(tmp_path: Path) -> None:
+    rows = [("gone.jpg", "a", "train", ""), ("1.jpg", "a", "train", "0f")]
+    run_folder.write_rows(tmp_path / run_folder.SPLITS, COLUMNS, rows)
+    assert run_folder.trained_on(tmp_path) == {"0f": "1.jpg"}
+
+
+def test_runs_of_old_know_no_digests(tmp_path: Path) -> None:
+    assert run_folder.trained_on(tmp_path) == {}
+    run_folder.write_rows(tmp_path / run_folder.SPLITS, COLUMNS[:3], [("1.jpg", "a", "train"), ("2.jpg", "a", "val")])
+    assert run_folder.trained_on(tmp_path) == {}
+    assert run_folder.read_splits(tmp_path) == {"1.jpg": ("a", "train"), "2.jpg": ("a", "val")}
+
+
+@pytest.mark.parametrize("content", ["path,label\n1.jpg,a\n", "path,label,split,digest\n1.jpg,a,train,0f,5\n"])
+def test_what_a_run_was_trained_on_may_be_broken(content: str, tmp_path: Path) -> None:
+    (tmp_path / run_folder.SPLITS).write_text(content)
+    with pytest.raises(TlkitError, match=r"splits\.csv: cannot be read"):
+        run_folder.trained_on(tmp_path)
+
+
 # New runs
 
 

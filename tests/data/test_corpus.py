@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tlkit.data.decode import FORMATS, UnreadableImage, decode, decode_stored
 from tlkit.data.transforms import View
@@ -145,8 +145,57 @@ def test_a_jpeg_of_thousands_of_segments(corpus: ModuleType, tmp_path: Path) -> 
     segment = b"\xff\xe1" + struct.pack(">H", 10) + b"Exif\0\0xx"
     sound = content[:2] + segment * 200 + content[2:]
     assert decode(written(tmp_path / "x.jpg", sound)).size == (24, 18)
-    with pytest.raises(UnreadableImage, match="more than 1000 segments"):
+    with pytest.raises(UnreadableImage, match="more than 250 segments of EXIF"):
         decode(written(tmp_path / "x.jpg", content[:2] + segment * 5000 + content[2:]))
+    note = b"\xff\xe3" + struct.pack(">H", 10) + b"anything"
+    assert decode(written(tmp_path / "x.jpg", content[:2] + note * 900 + content[2:])).size == (24, 18)
+    with pytest.raises(UnreadableImage, match="more than 1000 segments"):
+        decode(written(tmp_path / "x.jpg", content[:2] + note * 5000 + content[2:]))
+
+
+def test_a_marker_without_a_length_does_not_hide_what_follows(corpus: ModuleType, tmp_path: Path) -> None:
+    content = corpus.encoded(Image.new("L", (400, 400), 128), "JPEG", progressive=True)
+    last = content[content.rindex(b"\xff\xda") : -2]
+    alone = b"\xff\x01\xff\xff"  # were it a segment, its length would lead behind all the scans
+    with pytest.raises(UnreadableImage, match="more than 100 scans"):
+        decode(written(tmp_path / "x.jpg", content[:2] + alone + content[2:-2] + last * 3000 + content[-2:]))
+
+
+def test_a_ppm_of_comments(corpus: ModuleType, tmp_path: Path) -> None:
+    few = b"P2 2 1 255\n" + b"# made by hand\n" * 100 + b"0 255\n"
+    assert decode(written(tmp_path / "x.pgm", few)).getpixel((1, 0)) == (255, 255, 255)
+    with pytest.raises(UnreadableImage, match="a PPM of more than 1000 comments"):
+        decode(written(tmp_path / "x.pgm", b"P2 2 1 255\n" + b"#\n" * 500_000 + b"0 255\n"))
+
+
+def test_a_tiff_of_one_vast_tile(tmp_path: Path) -> None:
+    """A tile is unpacked whole, however small the image is of which it is the only one."""
+    entries = [(256, 3, 8), (257, 3, 8), (258, 3, 8), (259, 3, 5), (262, 3, 1), (277, 3, 1), (322, 3, 48_000)]
+    entries += [(323, 3, 48_000), (324, 4, 200), (325, 4, 8)]
+    directory = struct.pack("<H", len(entries)) + b"".join(
+        struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", value) for tag, kind, value in entries
+    )
+    content = b"II*\0" + struct.pack("<I", 8) + directory + bytes(4)
+    with pytest.raises(UnreadableImage, match="claims tiles of 48000 x 48000 pixels"):
+        decode(written(tmp_path / "x.tif", content.ljust(200, b"\0") + b"\x80\0\1\1\1\1\1\1"))
+
+
+def test_a_library_that_lets_truncated_images_pass(corpus: ModuleType, tmp_path: Path) -> None:
+    content = corpus.encoded(corpus.picture(64, 48), "JPEG")
+    ImageFile.LOAD_TRUNCATED_IMAGES = True
+    try:
+        with pytest.raises(UnreadableImage, match="(?i)truncated"):
+            decode(written(tmp_path / "x.jpg", content[: len(content) // 2]))
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+
+
+def test_no_other_format_of_pillow_is_tried(tmp_path: Path) -> None:
+    """FLI, TGA, SPIDER and others take nearly any bytes for an image."""
+    path = tmp_path / "x.jpg"
+    Image.new("RGB", (4, 3), "red").save(path, format="TGA")
+    with pytest.raises(UnreadableImage, match="not an image that can be read"):
+        decode(path)
 
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP"])
@@ -169,16 +218,19 @@ def test_megabytes_of_metadata_do_not_cost_a_picture(corpus: ModuleType, tmp_pat
 
 
 PEAK = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from tlkit.data.decode import decode
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # ru_maxrss would begin with that of the process that started this one
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+before = peak()
 decode(Path(sys.argv[1]))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak() - before)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is measured as Linux tells it")
 @pytest.mark.parametrize(("depth", "colour", "most"), [(16, 0, 9), (8, 2, 6), (8, 6, 14)], ids=["16", "RGB", "RGBA"])
 def test_memory_for_each_pixel(depth: int, colour: int, most: int, corpus: ModuleType, tmp_path: Path) -> None:
     """Bytes a pixel at the peak: what Pillow takes for the image and its RGB copy, and no float64 of all of it."""
@@ -186,7 +238,7 @@ def test_memory_for_each_pixel(depth: int, colour: int, most: int, corpus: Modul
     content = corpus.png(side, side, depth, colour, (b"\0" + bytes(side * sample)) * side)
     path = written(tmp_path / "x.png", content)
     done = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < most * side * side
+    assert 0.5 * most * side * side < int(done.stdout) < most * side * side
 
 
 # Shapes that nobody foresaw, through everything that is done to an image

@@ -576,3 +576,76 @@ def test_listed_folders_are_searched_through(tmp_path: Path, monkeypatch: pytest
     found, ignored = images_listed(b"gone.jpg\nin/\n[x]\n./in/b.jpg\n")
     assert found == ["gone.jpg", "in/b.jpg", "in/a/c.jpg", "[x]/d.jpg", "./in/b.jpg"]
     assert ignored == Counter({".txt": 1})
+
+
+# Faults that are noted, not refused
+
+
+def faults(data: Path) -> tuple[Samples, list[str]]:
+    """The samples all the same, and what is said of them."""
+    noted: list[TlkitError] = []
+    samples = read_samples(data, noted.append)
+    assert all(error.remedy for error in noted)
+    return samples, [str(error) for error in noted]
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["train/cat/1.jpg", "train/dog/1.jpg", "val/cat/1.jpg"], ["val lacks class folders that train has: dog"]),
+        (["train/cat/1.jpg", "val/cat/1.jpg", "val/dog/1.jpg"], ["val has class folders that train has not: dog"]),
+        (
+            ["train/tiger/1.jpg", "val/tigger/1.jpg", "test/tiger/1.jpg"],
+            ["val has class folders that train has not: tigger", "val lacks class folders that train has: tiger"],
+        ),
+        (["train/a/1.jpg", "val/a/1.jpg"], []),
+        (["a/1.jpg", "b/2.jpg"], []),
+    ],
+    ids=str,
+)
+def test_splits_of_differing_classes_can_be_read_all_the_same(
+    names: list[str], said: list[str], tmp_path: Path
+) -> None:
+    samples, noted = faults(tree(tmp_path, *names))
+    assert sorted(path for path, _, _ in rows(samples)) == sorted(names)
+    assert {label for _, label, _ in rows(samples)} == {name.split("/")[-2] for name in names}
+    assert len(noted) == len(said) and all(what in line for what, line in zip(said, noted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("path,label,split\n1.jpg,a,train\n2.jpg,b,val\n3.jpg,c,test\n", ["labels that no row of train has: b, c"]),
+        ("path,label,split,group\n1.jpg,a,train,g\n2.jpg,a,val,g\n3.jpg,a,val,h\n", ["group 'g' stand in train"]),
+        (
+            "path,label,split,group\n1.jpg,a,train,g\n2.jpg,a,val,g\n3.jpg,a,val,h\n4.jpg,a,test,h\n5.jpg,a,test,g\n",
+            ["group 'g' stand in train and in val", "group 'h' stand in val and in test"],
+        ),
+        ("path,label,group\n1.jpg,a,g\n2.jpg,b,g\n", []),
+    ],
+)
+def test_manifests_with_faults_can_be_read_all_the_same(text: str, said: list[str], tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text(text)
+    samples, noted = faults(tmp_path / "m.csv")
+    assert len(samples) == text.count("jpg")
+    assert len(noted) == len(said) and all(what in line for what, line in zip(said, noted, strict=True))
+    if said:
+        refusal(tmp_path / "m.csv", said[0])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("folder", ["a/locked", "b"])
+def test_a_folder_that_may_not_be_read_hides_its_images_alone(folder: str, tmp_path: Path) -> None:
+    tree(tmp_path, "a/1.jpg", "a/locked/2.jpg", "b/3.jpg")
+    (tmp_path / folder).chmod(0)
+    try:
+        samples, noted = faults(tmp_path)
+    finally:
+        (tmp_path / folder).chmod(0o755)
+    assert len(samples) == 2 and len(noted) == 1 and str(tmp_path / folder) in noted[0]
+
+
+def test_what_cannot_be_read_at_all_is_refused_all_the_same(tmp_path: Path) -> None:
+    for data in (tmp_path / "gone", tree(tmp_path / "empty", "a/"), tree(tmp_path / "list", "m.csv") / "m.csv"):
+        with pytest.raises(TlkitError):
+            faults(data)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tlkit.data.folders import Samples
-from tlkit.data.splits import choosing_part, folds, split, with_groups
+from tlkit.data.splits import choosing_part, folds, folds_of_copies, split, split_with_copies, with_groups
 from tlkit.errors import TlkitError
 
 
@@ -227,6 +227,78 @@ def test_folds_follow_the_seed() -> None:
     labels = np.repeat([0, 1], 50)
     first, same, other = (np.concatenate(folds(labels, [], seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, same) and not np.array_equal(first, other)
+
+
+# Copies
+
+
+def copied(count: int, share: float, seed: int) -> np.ndarray:
+    """For each of so many rows the first that is the same; that share of them are copies, of any earlier row."""
+    rng = np.random.default_rng(seed)
+    first = np.arange(count)
+    for row in np.sort(rng.choice(np.arange(1, count), round(share * count), replace=False)).tolist():
+        first[row] = first[rng.integers(row)]
+    return first
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("val", "test"), SHARES)
+def test_without_copies_a_split_is_the_same_as_ever(val: float, test: float, seed: int) -> None:
+    data = samples([1, 7, 40, 0, 13])
+    found = split_with_copies(data, np.arange(len(data)), val=val, test=test, seed=seed)
+    assert found.splits.tolist() == split(data, val=val, test=test, seed=seed).splits.tolist()
+    assert found.paths == data.paths and not data.splits.any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize(("val", "test"), [(0.2, 0.0), (0.2, 0.2), (0.45, 0.45)])
+def test_no_copy_stands_on_the_other_side(val: float, test: float, share: float, seed: int) -> None:
+    """Copies across classes, too."""
+    data, first = samples([60, 40, 100]), copied(200, share, seed)
+    found = split_with_copies(data, first, val=val, test=test, seed=seed)
+    assert found.splits.tolist() == found.splits[first].tolist()
+    originals = np.unique(first)
+    alone = split(data.take(originals), val=val, test=test, seed=seed)
+    assert found.splits[originals].tolist() == alone.splits.tolist(), "as if the copies were not there"
+    if share < 0.5:
+        assert (found.splits[originals] == "val").mean() == pytest.approx(val, abs=0.05)
+
+
+def test_images_that_are_all_the_same_are_trained_on() -> None:
+    found = split_with_copies(samples([5, 5]), np.zeros(10, dtype=np.int64), val=0.5, test=0.2, seed=0)
+    assert set(found.splits) == {"train"}
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+@pytest.mark.parametrize("seed", range(3))
+def test_without_copies_folds_are_the_same_as_ever(seed: int, count: int) -> None:
+    labels = np.repeat([0, 1, 5], [50, 3, 20])
+    found = folds_of_copies(labels, np.arange(73), seed, count)
+    expected = folds(labels, [], seed, count)
+    assert [rows.tolist() for rows in found] == [rows.tolist() for rows in expected]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.9])
+def test_folds_hold_copies_out_together(share: float, seed: int) -> None:
+    labels, first = np.repeat([0, 1, 2], [60, 40, 100]), copied(200, share, seed)
+    found = folds_of_copies(labels, first, seed)
+    assert len(found) == 5
+    assert np.array_equal(np.sort(np.concatenate(found)), np.arange(200)), "each row once"
+    fold = np.empty(200, dtype=np.int64)
+    for number, rows in enumerate(found):
+        fold[rows] = number
+    assert np.array_equal(fold, fold[first])
+    originals = np.unique(first)
+    alone = folds(labels[originals], [], seed)
+    assert [np.isin(originals[rows], found[number]).all() for number, rows in enumerate(alone)] == [True] * 5
+
+
+@pytest.mark.parametrize(("first", "expected"), [([], 0), ([0], 0), ([0, 0, 0], 0), ([0, 0, 2], 2), ([0, 1, 0, 1], 2)])
+def test_folds_of_few_originals(first: list[int], expected: int) -> None:
+    found = folds_of_copies(np.zeros(len(first), dtype=np.int64), np.array(first, dtype=np.int64), 0)
+    assert len(found) == expected and all(len(rows) for rows in found)
 
 
 # The part to choose on

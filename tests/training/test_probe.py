@@ -9,9 +9,20 @@ import pytest
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
+from sklearn.model_selection import cross_val_predict
 
+from tlkit.data.splits import folds
 from tlkit.training import probe
-from tlkit.training.probe import DEFAULT_STRENGTH, SHRINKAGE, STRENGTHS, Head, choose_strength, fit_head
+from tlkit.training.probe import (
+    DEFAULT_STRENGTH,
+    SHRINKAGE,
+    STRENGTHS,
+    Head,
+    HeldOut,
+    choose_strength,
+    fit_head,
+    held_out,
+)
 
 Data = tuple[np.ndarray, np.ndarray]
 
@@ -261,3 +272,95 @@ def test_single_precision_features_will_do() -> None:
     features, labels = DATA["5 classes, more images than features"]
     double, single = fitted((features, labels)), fitted((features.astype(np.float32), labels))
     np.testing.assert_allclose(single.probabilities(features), double.probabilities(features), atol=1e-4)
+
+
+# What was held out
+
+
+def held_out_by_hand(data: Data, strength: float, parts: list[np.ndarray]) -> np.ndarray:
+    """scikit-learn's cross-validated probabilities (N, K) on features that all images standardise."""
+    features, labels = data
+    variance = features.var(0)
+    standard = (features - features.mean(0)) / np.sqrt(variance + SHRINKAGE * variance.mean())
+    model = LogisticRegression(C=2 * strength if labels.max() == 1 else strength, tol=1e-10, max_iter=100_000)
+    cuts = [(np.delete(np.arange(len(labels)), part), part) for part in parts]
+    return np.asarray(cross_val_predict(model, standard, labels, cv=cuts, method="predict_proba"))
+
+
+@pytest.mark.parametrize("strength", [0.003, 0.3])
+@pytest.mark.parametrize("name", DATA)
+def test_held_out_probabilities_are_scikit_learns(name: str, strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = DATA[name]
+    monkeypatch.setattr(probe, "_cross_validate", lambda *_: (np.ones((1, 1)), np.ones(1), ""))
+    monkeypatch.setattr(probe, "choose_strength", lambda *_: strength)
+    parts = folds(labels, (), seed=3)
+    expected = held_out_by_hand((features, labels), strength, parts)
+    found = held_out(features, labels, int(labels.max()) + 1, parts, seed=0)
+    assert found.own == pytest.approx(expected[np.arange(len(labels)), labels], abs=2e-3)
+    assert found.probability == pytest.approx(expected.max(1), abs=2e-3)
+    surer = np.sort(expected, axis=1)[:, -1] - np.sort(expected, axis=1)[:, -2] > 0.01
+    assert (found.best == expected.argmax(1))[surer].all()
+    sane(found)
+    assert (found.own[found.best == labels] == found.probability[found.best == labels]).all()
+
+
+@pytest.mark.parametrize("width", [np.float64, np.float32])
+def test_the_strength_is_chosen_as_for_a_head(width: type) -> None:
+    features, labels = DATA["2 classes, fewer images than features"]
+    parts = folds(labels, (), seed=3)
+    expected = held_out_by_hand((features, labels), fitted((features, labels)).strength, parts)
+    found = held_out(features.astype(width), labels, 2, parts, seed=0)
+    assert found.own == pytest.approx(expected[np.arange(len(labels)), labels], abs=2e-3)
+
+
+def sane(found: HeldOut) -> None:
+    """Probabilities: that of the label is the best one, or leaves room for it."""
+    own, best = (values[~np.isnan(found.own)] for values in (found.own, found.probability))
+    assert (own >= 0).all() and (own <= best).all() and (found.probability <= 1 + 1e-12).all()
+    assert (own[own < best] + best[own < best] <= 1 + 1e-12).all()
+
+
+def test_a_few_images_at_once_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = DATA["2 classes, fewer images than features"]
+    whole = held_out(features, labels, 2, folds(labels, (), seed=0), seed=0)
+    monkeypatch.setattr(probe, "PROBABILITIES", 3)  # one or two images of two classes
+    found = held_out(features, labels, 2, folds(labels, (), seed=0), seed=0)
+    np.testing.assert_allclose(found.own, whole.own, atol=1e-12)
+    assert (found.best == whole.best).all() and found.probability == pytest.approx(whole.probability)
+
+
+def test_nothing_of_an_image_is_in_the_head_that_judges_it() -> None:
+    """A label that is changed changes no probability of a class to the same image."""
+    features, labels = DATA["5 classes, more images than features"]
+    parts = folds(labels, (), seed=0)
+    other = labels.copy()
+    other[7] = (labels[7] + 1) % 5
+    found = [held_out(features, given, 5, parts, seed=0) for given in (labels, other)]
+    assert found[1].best[7] == found[0].best[7]
+    assert found[1].probability[7] == pytest.approx(found[0].probability[7], abs=0.02), "but for the strength"
+    assert found[1].own[7] < 0.1 < 0.7 < found[0].own[7]
+
+
+def test_a_class_that_is_held_out_whole_is_not_judged() -> None:
+    features, labels = DATA["5 classes, more images than features"]
+    only = np.flatnonzero(labels == 4)
+    parts = [*folds(np.delete(labels, only), (), seed=0)]
+    parts = [np.delete(np.arange(len(labels)), only)[part] for part in parts] + [only]
+    found = held_out(features, labels, 5, parts, seed=0)
+    assert np.isnan(found.own[only]).all() and not np.isnan(np.delete(found.own, only)).any()
+    assert not (found.best[only] == 4).any(), "nobody knew of it"
+    sane(found)
+
+
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_too_few_images_to_choose_the_strength_by(count: int) -> None:
+    features, labels = np.eye(count), np.arange(count) % 2
+    found = held_out(features, labels, 2, [np.array([row]) for row in range(count)], seed=0)
+    alone = np.bincount(labels)[labels] == 1
+    assert np.isnan(found.own).tolist() == alone.tolist()
+    sane(found)
+
+
+def test_no_parts_judge_nothing() -> None:
+    features, labels = DATA["2 classes, fewer images than features"]
+    assert np.isnan(held_out(features, labels, 2, [], seed=0).own).all()
