@@ -30,7 +30,7 @@ IMAGENET = Preprocessing(
 MEAN = (124, 116, 104)
 GREY = replace(IMAGENET, mean=(0.4,), std=(0.3,), colour_mode="L")
 CIFAR = replace(IMAGENET, size=32, crop=1.0)
-SIZES = [(300, 260), (50, 40), (1, 1), (2, 3), (1, 5000), (5000, 1), (700, 30), (224, 224), (32, 32)]
+SIZES = [(300, 260), (50, 40), (1, 1), (2, 3), (1, 10_000), (10_000, 1), (700, 30), (224, 224), (32, 32)]
 
 
 def picture(width: int, height: int) -> Image.Image:

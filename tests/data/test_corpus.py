@@ -184,7 +184,7 @@ def test_a_library_that_lets_truncated_images_pass(corpus: ModuleType, tmp_path:
     content = corpus.encoded(corpus.picture(64, 48), "JPEG")
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:
-        with pytest.raises(UnreadableImage, match="(?i)truncated"):
+        with pytest.raises(UnreadableImage, match=r"(?i)truncated"):
             decode(written(tmp_path / "x.jpg", content[: len(content) // 2]))
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = False
