@@ -443,27 +443,10 @@ class StartingRun(Checked):
 
 
 @dataclass(frozen=True)
-class Training(Checked):
+class Optimisation(Checked):
     """How the network learns."""
 
     epochs: Annotated[int | None, Opt("Passes over the training images; auto depends on the strategy.", min=1)] = None
-    time_limit: Annotated[
-        str | None,
-        Opt(
-            "Training ends at the first step after this time: 90s, 10min, 2h ...",
-            metavar="TEXT",
-            pattern=_DURATION,
-            example="a number with its unit, such as 90s, 10min or 2h",
-        ),
-    ] = None
-    patience: Annotated[
-        int | None,
-        Opt(
-            "Epochs without a lower loss on the choosing part after which a phase ends, its best epoch kept; 0: never,"
-            " all training images are trained on. By default 3 for gradual unfreezing, else 0.",
-            min=0,
-        ),
-    ] = None
     optimizer: Annotated[str, Opt("sgd (with momentum), adamw, or any of timm's by name.", metavar="NAME")] = "adamw"
     lr: Annotated[
         str | None,
@@ -488,15 +471,39 @@ class Training(Checked):
     gamma: Annotated[float, Opt("step, plateau: what a decay multiplies the rates by.", min=1e-6, max=1)] = 0.1
     momentum: Annotated[float, Opt("Momentum of sgd and of timm's optimisers that have one.", min=0, max=0.9999)] = 0.9
     weight_decay: Annotated[float, Opt("Weight decay; never of norms and biases.", min=0)] = 0.01
-    anchor: Annotated[float, Opt("L2-SP: pulls pretrained weights back to where they started.", min=0)] = 0.0
     bn: Annotated[
         Literal["train", "stats-frozen", "frozen"] | None,
         Opt(
             "Batch norm of stages that train: as usual, with its running statistics fixed, or all of it fixed. By"
-            " default stats-frozen for pretrained weights (small batches would spoil them), train for random ones."
+            " default stats-frozen for pretrained weights (small batches would spoil them), train for random ones and"
+            " in adapt."
         ),
     ] = None
     clip: Annotated[float | None, Opt("Longest gradient; longer ones are scaled down.", min=1e-9)] = None
+
+
+@dataclass(frozen=True)
+class Training(Optimisation):
+    """How the network learns."""
+
+    time_limit: Annotated[
+        str | None,
+        Opt(
+            "Training ends at the first step after this time: 90s, 10min, 2h ...",
+            metavar="TEXT",
+            pattern=_DURATION,
+            example="a number with its unit, such as 90s, 10min or 2h",
+        ),
+    ] = None
+    patience: Annotated[
+        int | None,
+        Opt(
+            "Epochs without a lower loss on the choosing part after which a phase ends, its best epoch kept; 0: never,"
+            " all training images are trained on. By default 3 for gradual unfreezing, else 0.",
+            min=0,
+        ),
+    ] = None
+    anchor: Annotated[float, Opt("L2-SP: pulls pretrained weights back to where they started.", min=0)] = 0.0
     accumulate: Annotated[int, Opt("Parts that each batch is computed in, to save memory.", min=1)] = 1
     ema: Annotated[
         float, Opt("Decay of an average of the weights over steps, which is then used; 0 for none.", min=0, max=0.99999)
@@ -504,7 +511,7 @@ class Training(Checked):
 
 
 @dataclass(frozen=True)
-class Augmentation(Checked):
+class Variation(Checked):
     """How training images are varied and weighed."""
 
     augment: Annotated[
@@ -514,8 +521,6 @@ class Augmentation(Checked):
             " as well. By default light, for pretrain standard."
         ),
     ] = None
-    mixup: Annotated[float, Opt("Alpha of mixup; 0 for none.", min=0)] = 0.0
-    cutmix: Annotated[float, Opt("Alpha of cutmix; 0 for none.", min=0)] = 0.0
     label_smoothing: Annotated[float, Opt("Share of each label that is spread over all classes.", min=0, max=0.99)] = (
         0.0
     )
@@ -523,6 +528,81 @@ class Augmentation(Checked):
         Literal["none", "balanced"], Opt("balanced: each class counts the same, however few its images.")
     ] = "none"
     balanced_sampling: Annotated[bool, Opt("Draw images so that each class is seen equally often.")] = False
+
+
+@dataclass(frozen=True)
+class Augmentation(Variation):
+    """How training images are varied and weighed."""
+
+    mixup: Annotated[float, Opt("Alpha of mixup; 0 for none.", min=0)] = 0.0
+    cutmix: Annotated[float, Opt("Alpha of cutmix; 0 for none.", min=0)] = 0.0
+
+
+METHODS = tuple(
+    sorted(
+        (path.stem.replace("_", "-") for path in (Path(__file__).parent / "adaptation" / "methods").glob("[a-z]*.py")),
+        key=lambda name: (name != "source-only", name),
+    )
+)
+"""Adaptation methods: each file of that folder is one."""
+
+
+@dataclass(frozen=True)
+class Domains(Checked):
+    """Source and target."""
+
+    source: Annotated[Path | None, Opt("Labelled images to learn from, as for finetune.", metavar="DATA")] = None
+    target: Annotated[
+        Path | None,
+        Opt("Images to adapt to: any folder of images. Labels, if it has class folders, serve to report alone."),
+    ] = None
+    val_fraction: Annotated[
+        float, Opt("Share of each class of the source set apart as val where it has no splits.", min=0.01, max=0.9)
+    ] = 0.2
+    group_regex: Annotated[
+        str | None,
+        Opt("Source images whose path gives the same match (first group) never stand on both sides of the split."),
+    ] = None
+    on_error: Annotated[Literal["fail", "skip"], Opt("Unreadable images: stop and name each, or leave out.")] = "fail"
+
+
+@dataclass(frozen=True)
+class Adaptation(Checked):
+    """How the network is adapted."""
+
+    method: Annotated[
+        str, Opt(f"One of {', '.join(METHODS)}; several with commas between; or all.", metavar="NAME,...|all")
+    ] = "mcc"
+    seeds: Annotated[int, Opt("Train with so many seeds, from --seed on, and report mean and spread.", min=1)] = 1
+    select: Annotated[
+        Literal["infomax", "entropy", "snd", "source-val", "last"],
+        Opt(
+            "What chooses the epoch, never with the target's labels: certain and varied predictions on the target;"
+            " certain ones; soft neighbourhood density; the loss on the source's val; none, the last."
+        ),
+    ] = "infomax"
+    strategy: Annotated[
+        Literal["auto", "probe", "full", "differential"],
+        Opt(
+            "probe: a bottleneck and a head on the frozen backbone's features, which are computed once; full:"
+            " everything at one rate; differential: pretrained stages at a tenth of the head's; auto: full from random"
+            " weights, else probe."
+        ),
+    ] = "auto"
+    stages: Annotated[
+        int | None,
+        Opt("How many stages train, counted from the head down; the others are frozen. By default all.", min=1),
+    ] = None
+    bottleneck: Annotated[
+        int | None,
+        Opt("Width of a layer put in front of the head; 0: none. By default 256, from random weights 0.", min=0),
+    ] = None
+    weight: Annotated[
+        float | None, Opt("What the method's loss is multiplied by; by default what suits the method.", min=0)
+    ] = None
+    projection: Annotated[
+        Literal["pca", "tsne"], Opt("How the report's picture of both domains is drawn; tsne takes longer.")
+    ] = "pca"
 
 
 @dataclass(frozen=True)
@@ -551,7 +631,22 @@ class Passing(Checked):
 
 
 @dataclass(frozen=True)
-class Caching(Checked):
+class CacheBudget(Checked):
+    """What is kept of frozen stages, so that they run once and not in every run."""
+
+    cache_budget: Annotated[
+        str,
+        Opt(
+            "Disk that all runs together may use for it: 500MB, 10GB ...",
+            metavar="TEXT",
+            pattern=rf"{_NUMBER} ?({'|'.join(_SIZES)})",
+            example="a number with its unit, such as 500MB or 10GB",
+        ),
+    ] = "10GB"
+
+
+@dataclass(frozen=True)
+class Caching(CacheBudget):
     """What is kept of frozen stages, so that they run once and not in every epoch."""
 
     cached_views: Annotated[
@@ -562,15 +657,6 @@ class Caching(Checked):
             min=0,
         ),
     ] = 4
-    cache_budget: Annotated[
-        str,
-        Opt(
-            "Disk that all runs together may use for it: 500MB, 10GB ...",
-            metavar="TEXT",
-            pattern=rf"{_NUMBER} ?({'|'.join(_SIZES)})",
-            example="a number with its unit, such as 500MB or 10GB",
-        ),
-    ] = "10GB"
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,28 @@ def pretrain(
 
 @app.command()
 @options_from_configs
+def adapt(
+    domains: config.Domains,
+    adaptation: config.Adaptation,
+    network: config.Network,
+    optimisation: config.Optimisation,
+    variation: config.Variation,
+    preprocess: config.Preprocess,
+    compute: config.Compute,
+    passing: config.Passing,
+    caching: config.CacheBudget,
+    output: config.Output,
+    resume: config.Resume,
+) -> None:
+    """Adapt a network from labelled images of one domain (--source) to unlabelled ones of another (--target).
+
+    The target's labels, where it has class folders, serve to report alone: no epoch is chosen by them.
+    """
+    _start("adapt", locals())
+
+
+@app.command()
+@options_from_configs
 def evaluate(
     network: config.Trained,
     data: config.EvalData,

@@ -4,11 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from tlkit.errors import TlkitError
+
+
+class Plan(Protocol):
+    """Which images each step sees."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in one step, over all processes."""
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Rows of each global batch."""
+
+    def part(self, batch: np.ndarray) -> np.ndarray:
+        """What this process sees of a global batch."""
+
+    def weight(self, batch: np.ndarray) -> float:
+        """This process's share of a batch times the number of processes."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +95,44 @@ class BatchPlan:
         return len(self.part(batch)) * self.processes / len(batch)
 
 
+@dataclass(frozen=True)
+class StreamPlan:
+    """Batches of one size, of images that are gone through again and again: an epoch need not be a whole number of
+    times. What adapts takes as many images of one domain as of the other, however many there are.
+
+    Args:
+        rounds: The order of each time.
+        batch_size: Images in one step, over all processes.
+        steps: In an epoch.
+    """
+
+    rounds: BatchPlan
+    batch_size: int
+    steps: int
+
+    @property
+    def processes(self) -> int:
+        """How many there are."""
+        return self.rounds.processes
+
+    def batches(self, epoch: int) -> list[np.ndarray]:
+        """Rows of each global batch."""
+        images, taken = len(self.rounds.labels), self.steps * self.batch_size
+        first = epoch * taken
+        begun = first // images
+        rounds = [self.rounds.order(number) for number in range(begun, -(-(first + taken) // images))]
+        stream = np.concatenate(rounds)[first - begun * images :][:taken]
+        return list(stream.reshape(self.steps, self.batch_size))
+
+    def part(self, batch: np.ndarray) -> np.ndarray:
+        """What this process sees of a global batch."""
+        return self.rounds.part(batch)
+
+    def weight(self, batch: np.ndarray) -> float:
+        """This process's share of a batch times the number of processes."""
+        return self.rounds.weight(batch)
+
+
 def _shares(count: int, classes: int, random: np.random.Generator) -> list[int]:
     """``count`` divided among the classes, each getting the same or one more; which ones get more is drawn."""
     more = set(random.permutation(classes)[: count % classes].tolist())
@@ -81,7 +145,7 @@ class BatchSampler(Sampler[list[tuple[int, int]]]):
     One stream for all epochs: worker processes start once and read ahead across the end of an epoch.
     """
 
-    def __init__(self, plan: BatchPlan, epochs: int, first_epoch: int = 0, first_step: int = 0) -> None:
+    def __init__(self, plan: Plan, epochs: int, first_epoch: int = 0, first_step: int = 0) -> None:
         self.plan, self.epochs, self.first_epoch, self.first_step = plan, epochs, first_epoch, first_step
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

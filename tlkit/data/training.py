@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tlkit.data.augment import augment, least_side_for, mix
-from tlkit.data.batches import BatchPlan, BatchSampler
+from tlkit.data.batches import BatchSampler, Plan
 from tlkit.data.decode import UnreadableImage, decode
 from tlkit.data.folders import Samples
 from tlkit.data.loading import BadFile, default_workers
@@ -131,7 +131,7 @@ class TrainingBatches:
     def __init__(
         self,
         dataset: TrainingDataset,
-        plan: BatchPlan,
+        plan: Plan,
         *,
         epochs: int,
         device: torch.device,

@@ -17,6 +17,7 @@ from torch import nn
 from tlkit import __version__, config, run_folder
 from tlkit.errors import TlkitError, first_line
 from tlkit.networks import imagenet, variants
+from tlkit.networks.bottleneck import bottleneck_width
 from tlkit.networks.names import known_name
 from tlkit.networks.weights import (
     cached_file,
@@ -60,6 +61,8 @@ class Loaded:
     def title(self) -> str:
         """What to call the network where a person reads it."""
         changes = [f"{self.stem} stem"] * (self.stem != "standard") + [f"{self.norm} norm"] * (self.norm != "own")
+        if width := bottleneck_width(self.network):
+            changes.append(f"bottleneck of {width}")
         return f"{self.name} ({', '.join(changes)})" if changes else self.name
 
 
@@ -261,7 +264,7 @@ def create(
     name = design.base
     try:
         if design.is_variant:  # of a family that takes images of any size
-            return timm.create_model(variants.NAME, base=name, stem=design.stem, norm=design.norm, **changed or {})
+            return timm.create_model(variants.NAME, **design._asdict(), **changed or {})
         given = resolve_model_input_args(name, {"img_size": image_size}, pretrained_cfg_overlay=weights)
         network = timm.create_model(**given, pretrained=weights is not None, **changed or {})
     except TypeError as error:

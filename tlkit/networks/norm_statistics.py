@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,9 +51,8 @@ def estimate_statistics(network: nn.Module, dataset: ViewDataset, how: How) -> E
     Raises:
         TlkitError: The network has no batch norm with running statistics, or a batch cannot be normalised.
     """
-    norms = {name: module for name, module in network.named_modules() if _has_statistics(module)}
-    if not norms:
-        raise TlkitError("the network has no batch norm", where="MODEL", remedy="there is nothing to estimate")
+    refuse_without_statistics(network, "there is nothing to estimate")
+    norms = _norms(network)
     size = min(how.batch_size or BATCH_SIZE, max(len(dataset), 1))
     while size > 2 and len(dataset) % size == 1:  # one image alone may have nothing to be normalised by
         size -= 1
@@ -75,6 +74,38 @@ def estimate_statistics(network: nn.Module, dataset: ViewDataset, how: How) -> E
     if not images:
         return Estimated({}, 0, bad)
     return Estimated({name: _replace(norms[name], gathered[name]) for name in norms}, images, bad)
+
+
+def estimate_from(network: nn.Module, batches: Callable[[], Iterable[Tensor]]) -> None:
+    """The same from batches (B, ...) that are there already, in a random order; `network` stays where it is.
+
+    Args:
+        network: Changed in place; must have batch norm.
+        batches: Gives what the network is to be given; a batch of one, which has no variance, is passed over.
+    """
+    norms = _norms(network.eval())
+    with torch.no_grad(), _gathering(norms) as gathered:
+        for module in norms.values():
+            module.training = True
+        for batch in batches():
+            if len(batch) > 1:
+                network(batch)
+    for name, module in norms.items():
+        _replace(module, gathered[name])
+
+
+def refuse_without_statistics(network: nn.Module, remedy: str) -> None:
+    """Raise where there is no batch norm with running statistics.
+
+    Raises:
+        TlkitError: With that remedy.
+    """
+    if not _norms(network):
+        raise TlkitError("the network has no batch norm", where="MODEL", remedy=remedy)
+
+
+def _norms(network: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in network.named_modules() if _has_statistics(module)}
 
 
 def _has_statistics(module: nn.Module) -> bool:

@@ -13,6 +13,9 @@ from torch import nn
 
 from tlkit.errors import TlkitError, did_you_mean
 
+BOTTLENECK = "bottleneck"
+"""Name of the module that `tlkit.networks.bottleneck` puts in front of a classifier: it is learnt anew with that."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -58,7 +61,7 @@ def stages(network: nn.Module) -> tuple[Stage, ...]:
     if len(outputs) > 1 and _ends_the_stem(outputs[0], network):
         stem_end = end[outputs.pop(0)] + 1
     ends = [end[output] for output in outputs]
-    heads = classifier_modules(network)
+    heads = (*classifier_modules(network), *([BOTTLENECK] if BOTTLENECK in modules else []))
     body_end = _end_of_body(modules, end, heads)
     in_step = _lists_in_step(network, outputs)
     neck, head = len(outputs) + 1, len(outputs) + 2

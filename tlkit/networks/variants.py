@@ -1,4 +1,4 @@
-"""Variants of timm's networks: the stem for small images, another normalisation.
+"""Variants of timm's networks: the stem for small images, another normalisation, a bottleneck.
 
 Importing this file makes `tlkit_variant` known to timm, so that a stored variant is built again by its ``config.json``.
 """
@@ -18,6 +18,7 @@ from torch import nn
 
 from tlkit.errors import TlkitError
 from tlkit.networks.alexnet import AlexNet
+from tlkit.networks.bottleneck import add_bottleneck
 from tlkit.networks.norms import norm_of, normalised_alone, set_norm
 
 NAME = "tlkit_variant"
@@ -33,22 +34,24 @@ class Design(NamedTuple):
         base: The timm name.
         stem: ``standard``, or ``small`` as in `tlkit_variant`.
         norm: ``own``, or another as in `tlkit_variant`.
+        bottleneck: Width of the bottleneck in front of the classifier; 0 for none.
     """
 
     base: str
     stem: str = "standard"
     norm: str = "own"
+    bottleneck: int = 0
 
     @property
     def is_variant(self) -> bool:
         """Whether it departs from timm's."""
-        return (self.stem, self.norm) != ("standard", "own")
+        return (self.stem, self.norm, self.bottleneck) != ("standard", "own", 0)
 
 
 def tlkit_variant(
-    base: str, stem: str = "small", norm: str = "own", pretrained: bool = False, **kwargs: Any
+    base: str, stem: str = "small", norm: str = "own", bottleneck: int = 0, pretrained: bool = False, **kwargs: Any
 ) -> nn.Module:
-    """A timm network with another stem or another normalisation.
+    """A timm network with another stem or another normalisation, or with a bottleneck.
 
     To be called by `timm.create_model`, whose own arguments are passed on.
 
@@ -59,6 +62,7 @@ def tlkit_variant(
             32 px of which nothing is cut away. ``standard``: the network's own.
         norm: What stands in the place of batch norm, as in `tlkit.networks.norms.set_norm`; in AlexNet and in VGG
             without batch norm, after each convolution. ``own``: as the network has it.
+        bottleneck: Width of a bottleneck (`tlkit.networks.bottleneck`); 0 for none.
         pretrained: Load weights of the same variant, from where timm's configuration says.
         **kwargs: As for ``base``: ``num_classes``, ``in_chans``, ``drop_rate`` ...
 
@@ -80,6 +84,8 @@ def tlkit_variant(
         raise ValueError(f"no stem '{stem}'")
     if norm != "own":
         set_norm(network, norm)
+    if bottleneck:
+        add_bottleneck(network, bottleneck)
     if not kwargs.get("pretrained_cfg"):  # else it is that of a stored variant, not the base's
         public_weights = dict.fromkeys(("url", "hf_hub_id", "hf_hub_filename", "tag"))
         config |= public_weights | changed | (kwargs.get("pretrained_cfg_overlay") or {})
@@ -91,6 +97,21 @@ def tlkit_variant(
 
 
 register_model(tlkit_variant)
+
+
+def become(network: Any, made: Design) -> None:
+    """Give a network that was built without it the bottleneck of a design, and say so in its own configuration.
+
+    Args:
+        network: As timm built it.
+        made: What it is to be.
+
+    Raises:
+        TlkitError: It has no place for a bottleneck.
+    """
+    add_bottleneck(network, made.bottleneck)
+    network._model_args = {**network._model_args, **made._asdict()}
+    network.pretrained_cfg |= dict.fromkeys(("url", "hf_hub_id", "hf_hub_filename", "tag")) | {"architecture": NAME}
 
 
 def has_small_stem(network: nn.Module | str) -> bool:
@@ -158,7 +179,8 @@ def described_by(stored: dict[str, Any]) -> Design:
         return Design(stored["architecture"])
     arguments = stored.get("model_args") or {}
     base = str(arguments.get("base")).split(".")[0]
-    return Design(base, str(arguments.get("stem", "small")), str(arguments.get("norm", "own")))
+    stem, norm = str(arguments.get("stem", "small")), str(arguments.get("norm", "own"))
+    return Design(base, stem, norm, int(arguments.get("bottleneck", 0)))
 
 
 def _shrink_stem(network: Any) -> str:

@@ -77,6 +77,7 @@ def fit(
     seed: int,
     after_step: Callable[[], bool],
     after_epoch: Callable[[dict[str, float]], bool],
+    before_step: Callable[[int], None] | None = None,
     average: Callable[[int], None] | None = None,
     clip: float | None = None,
     say: Callable[[str], None] = print,
@@ -97,6 +98,7 @@ def fit(
         seed: Of whatever is random within a step (dropout, stochastic depth, mixing).
         after_step: Called between steps; returns True to end here.
         after_epoch: Called with the mean losses of an epoch that is finished but not yet counted; returns True to end.
+        before_step: Called with the number of steps done before each, for what in the objective changes with them.
         average: Called with the number of steps done after each update.
         clip: Longest gradient.
         say: Told what a person should know.
@@ -118,6 +120,8 @@ def fit(
             batch = next(stream)
             weight = batches.weight(place.epoch, place.step)
             factor = rate(number)
+            if before_step is not None:
+                before_step(number)
             with held_signals():
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak"] * factor

@@ -120,7 +120,9 @@ def make_batches(
     )
 
 
-def schedule(training: config.Training, epochs: int, steps: int, watched: Sequence[float]) -> Callable[[int], float]:
+def schedule(
+    training: config.Optimisation, epochs: int, steps: int, watched: Sequence[float]
+) -> Callable[[int], float]:
     """The rate's factor for each step of a phase.
 
     Args:

@@ -223,7 +223,7 @@ class Trainer:
         if training.ema:
             self.average = ModelEmaV3(self.network, decay=training.ema, use_warmup=True)
         self._restore_phase()
-        average, images, label = self.average, len(batches.plan.labels), f"phase {len(self.state.phases) + 1}"
+        average, images, label = self.average, int(self._rows(phase).sum()), f"phase {len(self.state.phases) + 1}"
         limit = config.seconds(training.time_limit) if training.time_limit else math.inf
 
         def after_step() -> bool:

@@ -1,0 +1,1 @@
+"""Adaptation methods: each file is one, and its name is the method's."""

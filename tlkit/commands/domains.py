@@ -1,0 +1,141 @@
+"""The two domains of `adapt`: read, matched by class names, the source split."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlkit import config
+from tlkit.commands.console import Console
+from tlkit.commands.labelled import stored_split, write_splits
+from tlkit.commands.reading import parted
+from tlkit.data.content import digests
+from tlkit.data.folders import Samples, read_samples
+from tlkit.data.new_images import read_images
+from tlkit.data.splits import with_groups
+from tlkit.errors import TlkitError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Source and target.
+
+    Args:
+        source: Labelled images; with the splits ``train`` and ``val`` once they are split.
+        target: Images, whose own classes, if any, serve to report alone.
+        labels: Class of each target image among the source's (N); -1 where it has none of them.
+        labelled: Whether the target has classes at all.
+    """
+
+    source: Samples
+    target: Samples
+    labels: np.ndarray
+    labelled: bool
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """Classes of both."""
+        return tuple(name for name in self.source.classes if self.labelled and name in self.target.classes)
+
+    @property
+    def only_in_source(self) -> tuple[str, ...]:
+        """Classes of the source that the target has not; none where it has no classes at all."""
+        return tuple(name for name in self.source.classes if self.labelled and name not in self.target.classes)
+
+    @property
+    def only_in_target(self) -> tuple[str, ...]:
+        """Classes of the target that the source has not."""
+        return tuple(name for name in self.target.classes if self.labelled and name not in self.source.classes)
+
+    def images(self) -> dict[str, Any]:
+        """How many there are."""
+        splits = self.source.splits
+        source = {name: int((splits == name).sum()) for name in ("train", "val")}
+        return {"source": source, "target": len(self.target), "reported": int((self.labels >= 0).sum())}
+
+    def told(self) -> str:
+        """One line for a person."""
+        source = self.images()["source"]
+        counts = f"{source['train']} train, {source['val']} val"
+        known = "labels to report on" if self.labelled else "no labels"
+        return f"source: {len(self.source.classes)} classes, {counts}; target: {len(self.target)} images, {known}"
+
+    def readable(self, of_source: np.ndarray, of_target: np.ndarray) -> Pair:
+        """Without the images that cannot be read: masks of those that can."""
+        source, target = self.source.take(of_source), self.target.take(of_target)
+        return replace(self, source=source, target=target, labels=self.labels[of_target])
+
+
+def read_domains(domains: config.Domains, console: Console) -> Pair:
+    """Read both, and say which classes only one of them has.
+
+    Raises:
+        TlkitError: The source has no labels or a single class, or the classes of both have no name in common.
+    """
+    assert domains.source is not None and domains.target is not None
+    source = read_samples(domains.source)
+    if len(source.classes) < 2:
+        raise TlkitError(
+            "only one class", where=domains.source, remedy="a classifier needs at least two class folders of the source"
+        )
+    if domains.group_regex is not None:
+        source = with_groups(source, domains.group_regex)
+    target = read_images(domains.target)
+    for samples in (source, target):
+        for remark in samples.remarks():
+            console.warn(remark)
+    labelled = target.classes != ("",)
+    place = {name: number for number, name in enumerate(source.classes)}
+    names = np.array([place.get(name, -1) for name in target.classes], dtype=np.int64)
+    pair = Pair(source, target, names[target.labels], labelled)
+    if labelled and not pair.shared:
+        guess = did_you_mean(target.classes[0], source.classes)
+        remedy = guess or "name its class folders as the source's, or give one folder of images without classes"
+        some = ", ".join(target.classes[:3]) + (" ..." if len(target.classes) > 3 else "")
+        raise TlkitError(f"shares no class with the source ({some})", where=domains.target, remedy=remedy)
+    for which, only in (("source", pair.only_in_source), ("target", pair.only_in_target)):
+        if only:
+            told = ", ".join(only[:5]) + (f" and {len(only) - 5} more" if len(only) > 5 else "")
+            console.warn(f"only in the {which}: {told}; what is reported is of the {len(pair.shared)} shared classes")
+    same = {file for file in digests(source.root, source.paths) if file}
+    shared = sum(file in same for file in digests(target.root, target.paths))
+    if shared:
+        console.warn(f"{shared} of the target's images are files of the source, too: their figures flatter")
+    return pair
+
+
+def split_source(pair: Pair, domains: config.Domains, seed: int, console: Console, run: Path | None = None) -> Pair:
+    """Set a part of the source apart as val, or take up the split that a run stored; its test split is left out.
+
+    Raises:
+        TlkitError: A class has no training image, or there is nothing to set apart.
+    """
+    source = pair.source
+    if run is not None:
+        source = stored_split(source, run)
+        return replace(pair, source=source.take(source.splits != ""))
+    if not source.splits.any():
+        source = parted(source, val=domains.val_fraction, test=0, seed=seed)
+    elif "val" not in source.splits:
+        of_train = source.take(source.splits == "train")
+        bare = replace(of_train, splits=np.full(len(of_train), "", dtype="<U5"))
+        source = parted(bare, val=domains.val_fraction, test=0, seed=seed)
+    if left_out := int((source.splits == "test").sum()):
+        console.say(f"{left_out} images of the source's test split are left out")
+    source = source.take(source.splits != "test")
+    of_class = np.bincount(source.labels[source.splits == "train"], minlength=len(source.classes))
+    if not of_class.all():
+        name = source.classes[int(of_class.argmin())]
+        raise TlkitError(f"class '{name}' has no training image", where=domains.source, remedy="add some, or remove it")
+    if "val" not in source.splits:
+        remedy = "give more images, or a larger --val-fraction"
+        raise TlkitError("there are too few images to set some apart as val", where=domains.source, remedy=remedy)
+    return replace(pair, source=source)
+
+
+def write_domains(run: Path, pair: Pair) -> None:
+    """Store the source's split."""
+    write_splits(run, pair.source)
