@@ -301,7 +301,7 @@ def _paired(test: Mapping[str, Any] | None) -> list[str]:
     if not test or test.get("only_adapted") is None or test.get("only_source_only") is None:
         return []
     won, lost, p = test["only_adapted"], test["only_source_only"], test.get("p")
-    counts = f"Adaptation put {plural(won, 'image')} right and {plural(lost, 'image')} wrong"
+    counts = f"{won:,} image{' is' if won == 1 else 's are'} right only with adaptation, {lost:,} only without"
     if p is None or undefined(p):
         return [f"{counts}."]
     said = f"p {chance(p)}" if p < 0.001 else f"p = {chance(p)}"
@@ -443,7 +443,10 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Strategy", summary.get("strategy")),
         ("Epoch chosen by", SELECTIONS.get(str(select), select)),
         ("Epochs", summary.get("epochs") or results[0].get("epochs")),
-        ("Seeds", listed([plain(seed) for seed in dict.fromkeys(one.get("seed") for one in results)], 12)),
+        (
+            "Seeds",
+            listed([plain(seed) for seed in dict.fromkeys(one.get("seed") for one in results) if seed is not None], 12),
+        ),
         ("Classes", len(summary.get("classes") or ()) or None),
         ("Source", source.get("data")),
         ("Source images", source.get("images")),
