@@ -14,10 +14,11 @@ import safetensors.torch
 from PIL import Image, ImageOps
 
 from tlkit import config
-from tlkit.adaptation import learn as learn_module
+from tlkit.training.fit import fit
 
 Tlkit = Callable[..., Any]
 MakeShapes = Callable[..., Path]
+FIT = "tlkit.adaptation.learn.fit"
 QUIET = ("--precision", "fp32", "--quiet")
 
 
@@ -73,7 +74,7 @@ def test_the_run_holds_what_every_run_does(
 ) -> None:
     names = {path.name for path in adapted.iterdir()}
     wanted = {"recipe.yaml", "metrics.jsonl", "model.safetensors", "config.json", "summary.json", "report.html"}
-    assert wanted | {"predictions.csv", "splits.csv"} == names
+    assert wanted | {"predictions.csv", "splits.csv", "target.csv"} == names
     rows = read_csv(adapted / "predictions.csv")
     assert len(rows) == 36
     top1 = np.mean([row["label"] == row["predicted"] for row in rows])
@@ -240,7 +241,8 @@ def test_bad_files_are_named_or_left_out(
         assert refused.code == 1
         assert "disc/broken.png" in refused.error
         assert not (tmp_path / "no").exists()
-    told = tlkit(*changed, "--on-error", "skip", "--out", tmp_path / "run", "--json").json
+    words = ("--on-error", "skip", "--epochs", 1, "--method", "mmd", "--out", tmp_path / "run", "--json")
+    told = tlkit(*changed, *words).json
     assert [file["path"] for file in told["skipped_files"]] == ["disc/broken.png"]
     assert told["target"]["images"] == 36
     assert (tmp_path / "run" / "skipped_files.csv").is_file()
@@ -306,6 +308,29 @@ def test_files_of_the_source_in_the_target_are_said(
     assert "12 of the target's images are files of the source, too" in done.err
 
 
+def test_a_run_does_not_go_on_with_other_images(
+    tlkit: Tlkit,
+    options: tuple[Any, ...],
+    domains: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = shutil.copytree(domains[1], tmp_path / "target")
+    changed = [target if value is domains[1] else value for value in options]
+
+    def stopping(*arguments: Any, **named: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FIT, stopping)
+        assert tlkit(*changed, "--out", tmp_path / "run").code == 130
+    (target / "disc" / "00.png").unlink()
+    done = tlkit("adapt", "--resume", tmp_path / "run")
+    assert done.code == 1
+    assert "the target's images are not those that the run was begun with" in done.error
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
+
+
 @pytest.mark.parametrize("strategy", ["probe", "full"])
 def test_a_stopped_run_goes_on_to_the_same_end(
     tlkit: Tlkit,
@@ -320,7 +345,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
     words += ("--method", "cdan")
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert tlkit(*words, "--out", whole).code == 0
-    fit, steps = learn_module.fit, []
+    steps: list[int] = []
 
     def stopping(*arguments: Any, after_step: Callable[[], bool], **named: Any) -> None:
         def step() -> bool:
@@ -331,7 +356,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(
 
         fit(*arguments, after_step=step, **named)
 
-    monkeypatch.setattr(learn_module, "fit", stopping)
+    monkeypatch.setattr(FIT, stopping)
     first = tlkit(*words, "--out", run)
     assert first.code == 130
     assert f"tlkit adapt --resume {run}" in first.err

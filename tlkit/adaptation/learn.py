@@ -68,7 +68,6 @@ class Plan:
         label_smoothing: Of the source's labels.
         class_weights: Of each class (K), or None.
         balanced: Draw as many images of each source class.
-        checkpoint_every: How often the state is stored.
     """
 
     optimisation: config.Optimisation
@@ -80,7 +79,6 @@ class Plan:
     label_smoothing: float
     class_weights: Tensor | None
     balanced: bool
-    checkpoint_every: str
 
 
 @dataclass
@@ -122,6 +120,7 @@ class Learner:
         plan: How it trains.
         how: Device, precision, processes; who is told.
         folder: Where the state is stored, and taken up from.
+        checkpoint_every: How often.
         record: Told each epoch's row.
     """
 
@@ -140,6 +139,7 @@ class Learner:
         plan: Plan,
         how: How,
         folder: Path,
+        checkpoint_every: str,
         record: Callable[[Mapping[str, Any]], None],
     ) -> None:
         self.method, self.name, self.seed, self.plan, self.how, self.folder = method, name, seed, plan, how, folder
@@ -159,7 +159,7 @@ class Learner:
         self.kept: dict[str, Tensor] = {}
         """Probabilities of the target's images in the epochs that are told of, and the source's in the chosen one."""
         self.best: dict[str, Tensor] = {}
-        self.began, self._due = time.monotonic(), Due(plan.checkpoint_every, time.monotonic())
+        self.began, self._due = time.monotonic(), Due(checkpoint_every, time.monotonic())
 
     @property
     def seconds(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,19 +72,24 @@ def _sd(values: Sequence[float]) -> float | None:
 
 
 def write_adapted(
-    trainings: Trainings, results: list[Result], run: Path, console: Console, started: float
+    trainings: Trainings, results: Iterable[Result], run: Path, console: Console, started: float
 ) -> dict[str, Any]:
-    """Write what a finished run leaves, and tell it."""
+    """Write each training's network as it is finished, and then what a finished run leaves; tell it."""
     pair, asked, loaded = trainings.pair, trainings.asked, trainings.loaded
-    several = len(results) > 1
+    several = len(trainings.methods) * len(trainings.seeds) > 1
+    told, history, pictures = [], [], []
+    of_class: list[dict[str, Any]] = []
     for result in results:
         folder = run / f"{result.method}-{result.seed}" if several else run
         folder.mkdir(exist_ok=True)
         save_network(folder, replace(loaded, network=result.network, classes=pair.source.classes))
         _write_predictions(folder, trainings, result)
-        if several:
-            result.told["run"] = str(folder)
-    told = [result.told for result in results]
+        told.append(result.told | ({"run": str(folder)} if several else {}))
+        history += result.history
+        if result.seed == trainings.seeds[0]:
+            pictures.append(_picture(trainings, result))
+        if not several:
+            of_class = _per_class(trainings, result)
     images = pair.images()
     summary: dict[str, Any] = {
         "run": str(run),
@@ -111,7 +116,10 @@ def write_adapted(
         "precision": trainings.how.accelerator.mixed_precision,
     }
     whole = {"command": "adapt", "version": __version__, "seconds": round(time.monotonic() - started, 3)} | summary
-    _write_report(run, trainings, results, whole)
+    names = [Path(str(place)).absolute().name for place in (asked.domains.source, asked.domains.target)]
+    recipe = (run / run_folder.RECIPE).read_text(encoding="utf-8")
+    page = AdaptationPage(f"adapt {names[0]} to {names[1]}", whole, history, pictures, of_class, recipe)
+    write_adaptation(run / run_folder.REPORT, page)
     if trainings.left_out:
         rows = ((file["path"], file["reason"]) for file in trainings.left_out)
         run_folder.write_rows(run / run_folder.SKIPPED, ("path", "reason"), rows)
@@ -131,31 +139,19 @@ def _write_predictions(folder: Path, trainings: Trainings, result: Result) -> No
     run_folder.write_rows(folder / run_folder.PREDICTIONS, columns, rows)
 
 
-def _write_report(run: Path, trainings: Trainings, results: list[Result], summary: Mapping[str, Any]) -> None:
-    pair, asked = trainings.pair, trainings.asked
-    first = [result for result in results if result.seed == trainings.seeds[0]]
-    known = pair.labels >= 0
-    of_class = []
-    if len(results) == 1 and known.any():
-        made = results[0].probabilities["selected"][known]
-        rows = per_class(made, pair.labels[known], pair.source.classes)
-        of_class = [row for row in rows if row["class"] in pair.shared]
-    names = [str(Path(str(place)).absolute().name) for place in (asked.domains.source, asked.domains.target)]
-    page = AdaptationPage(
-        title=f"adapt {names[0]} to {names[1]}",
-        summary=summary,
-        history=[row for result in results for row in result.history],
-        pictures=[_picture(trainings, result, len(first)) for result in first],
-        per_class=of_class,
-        recipe=(run / run_folder.RECIPE).read_text(encoding="utf-8"),
-    )
-    write_adaptation(run / run_folder.REPORT, page)
+def _per_class(trainings: Trainings, result: Result) -> list[dict[str, Any]]:
+    """Precision, recall and the like of the classes that both domains have, on the target."""
+    pair, known = trainings.pair, trainings.pair.labels >= 0
+    if not known.any():
+        return []
+    rows = per_class(result.probabilities["selected"][known], pair.labels[known], pair.source.classes)
+    return [row for row in rows if row["class"] in pair.shared]
 
 
-def _picture(trainings: Trainings, result: Result, pictures: int) -> Picture:
+def _picture(trainings: Trainings, result: Result) -> Picture:
     """Both domains before and after, fewer images of them where there are many pictures."""
     how, seed = trainings.asked.adaptation.projection, trainings.asked.compute.seed
-    most = gap.DRAWN if pictures == 1 else gap.DRAWN // 2
+    most = gap.DRAWN if len(trainings.methods) == 1 else gap.DRAWN // 2
     pair = trainings.pair
     of_source = [pair.source.classes[label] for label in pair.source.labels[trainings.shown[0]]]
     of_target = [pair.target.classes[label] for label in pair.target.labels[trainings.shown[1]]]
@@ -186,7 +182,8 @@ def _tell(console: Console, summary: Mapping[str, Any], title: str, run: Path) -
         cells = [row["method"], *(_mean(row[key]) for key in (*keys, "source_val"))]
         cells += [f"{row['mmd2_after']['mean']:.4f}", f"{row['a_distance_after']['mean']:.2f}"]
         if labelled and seeds == 1:
-            cells.append(f"{result['paired']['p']:.2g}" if "paired" in result else "")
+            p = result.get("paired", {}).get("p")
+            cells.append("" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}")
         rows.append(cells)
     spread = f", mean and standard deviation of {seeds} seeds" if seeds > 1 else ""
     console.table(f"{title}, {summary['strategy']}: top-1{spread}", columns, rows)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from tlkit.adaptation.method import chosen, method
 from tlkit.adaptation.objective import Head, Whole
 from tlkit.commands.adapted import figures
 from tlkit.commands.console import Console
-from tlkit.commands.domains import Pair
+from tlkit.commands.domains import Pair, refuse_unusable
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
 from tlkit.data.folders import Samples
@@ -115,7 +115,6 @@ class Trainings:
         how: Device, precision, processes; who is told.
         inputs: What a learner is given of source and target.
         left_out: Files that could not be read.
-        console: Who is told.
     """
 
     def __init__(
@@ -126,17 +125,17 @@ class Trainings:
         how: How,
         inputs: tuple[Inputs, Inputs],
         left_out: list[dict[str, str]],
-        console: Console,
     ) -> None:
-        self.asked, self.pair, self.loaded, self.how, self.console = asked, pair, loaded, how, console
-        self.left_out = left_out
+        self.asked, self.pair, self.loaded, self.how, self.left_out = asked, pair, loaded, how, left_out
         self.methods = chosen(asked.adaptation.method)
         self.seeds = range(asked.compute.seed, asked.compute.seed + asked.adaptation.seeds)
         train, rows = pair.source.splits == "train", np.arange(len(pair.target))
         self.source = Domain(inputs[0], pair.source.labels, np.flatnonzero(train), np.flatnonzero(~train))
         self.target = Domain(inputs[1], pair.labels, rows, rows)
-        sampled = asked.compute.seed
-        self.shown = gap.sampled(len(pair.source), sampled), gap.sampled(len(pair.target), sampled)
+        seed = asked.compute.seed
+        self.shown = gap.sampled(len(pair.source), seed), gap.sampled(len(pair.target), seed)
+        """Rows of source and target that distances are measured on."""
+        self.plan = self._plan()
         for name in self.methods:  # a network that a method cannot adapt is refused before anything is trained
             if (refuse := method(name).refuse) is not None:
                 refuse(self._learning(self._network(self.seeds[0])))
@@ -151,8 +150,7 @@ class Trainings:
         """Of each epoch."""
         return max(len(self.source.trained), len(self.target.trained)) // self.plan.each
 
-    @cached_property
-    def plan(self) -> Plan:
+    def _plan(self) -> Plan:
         """How each training goes.
 
         Raises:
@@ -181,7 +179,6 @@ class Trainings:
             label_smoothing=asked.variation.label_smoothing,
             class_weights=weights,
             balanced=asked.variation.balanced_sampling,
-            checkpoint_every="5min",
         )
 
     def _rates(self) -> dict[str, float]:
@@ -218,29 +215,26 @@ class Trainings:
         """What of the network trains."""
         return Head(network) if self.asked.strategy == "probe" else Whole(network)
 
-    def carry_out(self, run: Path, checkpoint_every: str) -> list[Result]:
+    def carry_out(self, run: Path, checkpoint_every: str) -> Iterator[Result]:
         """Train each method with each seed, after the source alone; go on where a stopped run left off.
 
-        Returns:
-            One for each method that was asked for and each seed.
+        Yields:
+            One for each method that was asked for and each seed, as it is finished.
         """
-        plan = replace(self.plan, checkpoint_every=checkpoint_every)
         names = [SOURCE_ONLY, *(name for name in self.methods if name != SOURCE_ONLY)]
         state = run / run_folder.STATE
         units = [(seed, name) for seed in self.seeds for name in names]
         told = "".join(stored_history(state / f"{name}-{seed}") for seed, name in units)
         run_folder.write_text(run / run_folder.METRICS, told)
-        results: list[Result] = []
+        reference = None
         for seed, name in units:
-            if name == SOURCE_ONLY:
-                reference = self._train(name, seed, plan, run, None)
-                results += [reference] * (SOURCE_ONLY in self.methods)
-            else:
-                results.append(self._train(name, seed, plan, run, reference))
-        return results
+            result = self._train(name, seed, run, checkpoint_every, None if name == SOURCE_ONLY else reference)
+            reference = result if name == SOURCE_ONLY else reference
+            if name in self.methods:
+                yield result
 
-    def _train(self, name: str, seed: int, plan: Plan, run: Path, reference: Result | None) -> Result:
-        network, one, asked = self._network(seed), method(name), self.asked
+    def _train(self, name: str, seed: int, run: Path, checkpoint_every: str, reference: Result | None) -> Result:
+        network, one, asked, plan = self._network(seed), method(name), self.asked, self.plan
         trained = set(plan.rates)
         freeze(network, [s.name for s in stages(network) if s.name not in trained], plan.optimisation.bn or "train")
         module = self._learning(network)
@@ -259,6 +253,7 @@ class Trainings:
             plan=plan,
             how=self.how,
             folder=run / run_folder.STATE / f"{name}-{seed}",
+            checkpoint_every=checkpoint_every,
             record=lambda row: run_folder.append_metrics(run, row),
         )
         before = reference.after if reference is not None else self._features(learner)
@@ -309,11 +304,12 @@ def prepare(asked: Asked, pair: Pair, console: Console) -> Trainings:
     report_skipped(console, bad)
     if bad:
         pair = pair.readable(*(mask for _, mask, _ in found))
+        refuse_unusable(pair.source)
     inputs = [
         made if made is not None else _images(asked, loaded, samples, title, passes)
         for (made, _, _), (samples, title) in zip(found, _named(pair), strict=True)
     ]
-    return Trainings(asked, pair, loaded, passes, (inputs[0], inputs[1]), skipped(bad), console)
+    return Trainings(asked, pair, loaded, passes, (inputs[0], inputs[1]), skipped(bad))
 
 
 def _named(pair: Pair) -> list[tuple[Samples, str]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlkit import config
+from tlkit import config, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import stored_split, write_splits
 from tlkit.commands.reading import parted
@@ -17,6 +18,8 @@ from tlkit.data.folders import Samples, read_samples
 from tlkit.data.new_images import read_images
 from tlkit.data.splits import with_groups
 from tlkit.errors import TlkitError, did_you_mean
+
+TARGET = "target.csv"
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,11 @@ def split_source(pair: Pair, domains: config.Domains, seed: int, console: Consol
     """
     source = pair.source
     if run is not None:
+        with (run / TARGET).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            kept = [tuple(row) for row in csv.reader(file)][1:]
+        if kept != _listed(pair.target):
+            what = "the target's images are not those that the run was begun with"
+            raise TlkitError(what, where=pair.target.root, remedy="put them back, or start a new run")
         source = stored_split(source, run)
         return replace(pair, source=source.take(source.splits != ""))
     if not source.splits.any():
@@ -126,16 +134,32 @@ def split_source(pair: Pair, domains: config.Domains, seed: int, console: Consol
     if left_out := int((source.splits == "test").sum()):
         console.say(f"{left_out} images of the source's test split are left out")
     source = source.take(source.splits != "test")
-    of_class = np.bincount(source.labels[source.splits == "train"], minlength=len(source.classes))
-    if not of_class.all():
-        name = source.classes[int(of_class.argmin())]
-        raise TlkitError(f"class '{name}' has no training image", where=domains.source, remedy="add some, or remove it")
-    if "val" not in source.splits:
-        remedy = "give more images, or a larger --val-fraction"
-        raise TlkitError("there are too few images to set some apart as val", where=domains.source, remedy=remedy)
+    refuse_unusable(source)
     return replace(pair, source=source)
 
 
+def refuse_unusable(source: Samples) -> None:
+    """Raise where the source cannot be learnt from, or not be measured on.
+
+    Raises:
+        TlkitError: A class has no training image, or no image is set apart.
+    """
+    of_class = np.bincount(source.labels[source.splits == "train"], minlength=len(source.classes))
+    if not of_class.all():
+        name = source.classes[int(of_class.argmin())]
+        raise TlkitError(f"class '{name}' has no training image", where=source.root, remedy="add some, or remove it")
+    if "val" not in source.splits:
+        remedy = "give more images, or a larger --val-fraction"
+        raise TlkitError("there are too few images to set some apart as val", where=source.root, remedy=remedy)
+
+
 def write_domains(run: Path, pair: Pair) -> None:
-    """Store the source's split."""
+    """Store the source's split, and which images of the target were adapted to."""
     write_splits(run, pair.source)
+    run_folder.write_rows(run / TARGET, ("path", "digest"), _listed(pair.target))
+
+
+def _listed(target: Samples) -> list[tuple[str, str]]:
+    """Path and digest of each image."""
+    files = digests(target.root, target.paths)
+    return [(path, file or "") for path, file in zip(target.paths, files, strict=True)]
