@@ -19,7 +19,7 @@ from tlkit.data.loading import ViewDataset
 from tlkit.data.transforms import View, normalise
 from tlkit.errors import TlkitError
 from tlkit.networks.frozen_pass import How
-from tlkit.networks.norm_statistics import Estimated, _Gathered, estimate_statistics
+from tlkit.networks.norm_statistics import Estimated, _Gathered, estimate_from, estimate_statistics
 from tlkit.preprocessing import Preprocessing
 
 PREPROCESSING = Preprocessing(
@@ -232,3 +232,17 @@ def test_a_folder_without_images_and_only_bad_ones(tlkit: Callable[..., Any], tr
     done = tlkit("update-bn", trained, tmp_path / "bad", "--out", tmp_path / "run")
     assert done.code == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_statistics_of_batches_are_those_of_all_of_them_together() -> None:
+    """Batches of unlike size and mean; one alone, which has no variance, is passed over."""
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(23, 4, generator=random) * 3 + torch.arange(23.0)[:, None]
+    network = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
+    weights = copy.deepcopy(network[1].state_dict())
+    estimate_from(network, lambda: [values[:5], values[5:22], values[22:]])
+    norm: Any = network[0]
+    assert torch.allclose(norm.running_mean, values[:22].mean(0), atol=1e-5)
+    assert torch.allclose(norm.running_var, values[:22].var(0), rtol=1e-5)
+    assert all(weights[name].equal(tensor) for name, tensor in network[1].state_dict().items())
+    assert not network.training

@@ -143,6 +143,15 @@ def test_it_goes_on_from_any_place_as_if_it_had_not_stopped(place: int) -> None:
     assert first.means + second.means == whole.means
 
 
+@pytest.mark.parametrize("place", [0, STEPS + 1])
+def test_before_each_step_it_says_how_many_are_done(place: int) -> None:
+    """Counted through all epochs, also where it goes on from a place: ramps are functions of that alone."""
+    run, told = Run(), []
+    run.place.epoch, run.place.step = divmod(place, STEPS)
+    run.fit(before_step=lambda step: told.append((step, len(run.rates))))
+    assert told == [(step, step - place) for step in range(place, EPOCHS * STEPS)]
+
+
 def test_it_ends_when_told_to_after_an_epoch() -> None:
     run = Run()
 

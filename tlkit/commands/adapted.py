@@ -22,6 +22,8 @@ from tlkit.reports.adaptation import AdaptationPage, Cloud, Picture, write_adapt
 if TYPE_CHECKING:
     from tlkit.commands.adapting import Result, Trainings
 
+GAPS, WHEN = (("mmd2", ".4f"), ("a_distance", ".2f")), ("before", "after")
+
 
 def figures(
     probabilities: Mapping[str, np.ndarray], alone: np.ndarray | None, source: np.ndarray, target: np.ndarray
@@ -166,37 +168,39 @@ def _picture(trainings: Trainings, result: Result) -> Picture:
 
 
 def _tell(console: Console, summary: Mapping[str, Any], title: str, run: Path) -> None:
-    labelled, seeds = "target" in summary["table"][0], summary["table"][0]["seeds"]
-    columns = [
-        "method",
-        *(["target", "last", "oracle", "source-only"] if labelled else []),
-        "source val",
-        "MMD2",
-        "A-dist.",
-    ]
-    if labelled and seeds == 1:
+    table = summary["table"]
+    seeds, firsts = table[0]["seeds"], _firsts(summary)
+    named = {"target": "target", "target_last": "last", "target_oracle": "oracle", "target_source_only": "source-only"}
+    keys = {key: name for key, name in (named | {"source_val": "source val"}).items() if key in table[0]}
+    rows = [[row["method"], *(_mean(row[key]) for key in keys)] for row in table]
+    columns = ["method", *keys.values()]
+    if "target" in keys and seeds == 1:
         columns.append("p")
-    rows = []
-    for row, result in zip(summary["table"], _firsts(summary), strict=True):
-        keys = ["target", "target_last", "target_oracle", "target_source_only"] if labelled else []
-        cells = [row["method"], *(_mean(row[key]) for key in (*keys, "source_val"))]
-        cells += [f"{row['mmd2_after']['mean']:.4f}", f"{row['a_distance_after']['mean']:.2f}"]
-        if labelled and seeds == 1:
-            p = result.get("paired", {}).get("p")
-            cells.append("" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}")
-        rows.append(cells)
+        for row, result in zip(rows, firsts, strict=True):
+            row.append(_p(result["paired"]["p"]) if "paired" in result else "")
     spread = f", mean and standard deviation of {seeds} seeds" if seeds > 1 else ""
     console.table(f"{title}, {summary['strategy']}: top-1{spread}", columns, rows)
-    if labelled:
-        console.line(
-            f"target: epoch chosen by {summary['select']}, without its labels; oracle: by its labels, no result"
-        )
-    before = summary["results"][0]["mmd2"]["before"], summary["results"][0]["a_distance"]["before"]
-    console.line(f"gap before adaptation: MMD2 {before[0]:.4f}, A-distance {before[1]:.2f} (of 2)")
+    if "target" in keys:
+        by = f"epoch chosen by {summary['select']}, without its labels"
+        console.line(f"target: {by}; oracle: by its labels, which is no result")
+    rows = [
+        [one["method"], *(f"{one[name][when]:{digits}}" for name, digits in GAPS for when in WHEN)] for one in firsts
+    ]
+    columns = [
+        "gap" if seeds == 1 else f"gap (seed {firsts[0]['seed']})",
+        "MMD2 before",
+        "after",
+        "A-distance before",
+        "after",
+    ]
+    console.table("", columns, rows)
     console.line(f"run     {run}")
     console.line(f"report  {run / run_folder.REPORT}")
-    network = summary["results"][0].get("run", str(run))
-    console.line(f"next    tlkit predict {network} PHOTOS")
+    console.line(f"next    tlkit predict {summary['results'][0].get('run', run)} PHOTOS")
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _firsts(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -208,4 +212,4 @@ def _firsts(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _mean(spread: Mapping[str, Any]) -> str:
-    return f"{spread['mean']:.3f}" + (f" ± {spread['sd']:.3f}" if spread["sd"] is not None else "")
+    return f"{spread['mean']:.3f}" + (f"±{spread['sd']:.3f}".replace("±0.", "±.") if spread["sd"] is not None else "")
