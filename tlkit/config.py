@@ -595,7 +595,10 @@ class Adaptation(Checked):
     ] = None
     bottleneck: Annotated[
         int | None,
-        Opt("Width of a layer put in front of the head; 0: none. By default 256, from random weights 0.", min=0),
+        Opt(
+            "Width of a layer put in front of the head; 0: none. By default 256, of networks trained from random weights 0.",
+            min=0,
+        ),
     ] = None
     weight: Annotated[
         float | None, Opt("What the method's loss is multiplied by; by default what suits the method.", min=0)

@@ -262,7 +262,9 @@ def test_a_plan_does_nothing(tlkit: Tlkit, options: tuple[Any, ...], tmp_path: P
         (("--method", "dan"), "--method: unknown method 'dan'; did you mean 'dann'"),
         (("--lr", "auto"), "--lr"),
         (("--batch-size", 100), "training images, and a step takes 50 of each domain; give --batch-size"),
-        (("--batch-size", 2), "--batch-size"),
+        (("--batch-size", 2), "--batch-size: a step of 2 images is not two or more of each domain"),
+        (("--batch-size", 9), "give an even number from 4 on"),
+        (("--strategy", "full", "--stages", 9), "the network has 6 stages (stem, stage1"),
         (("--layer-decay", 0.5), "does nothing with --strategy probe; leave --layer-decay out"),
         (("--method", "adabn", "--bottleneck", 0), "the network has no batch norm"),
         (("--augment", "light"), "does nothing with --strategy probe"),
@@ -275,6 +277,35 @@ def test_what_cannot_be_is_one_line(
     assert done.code == 1
     assert told in done.error
     assert not (tmp_path / "run").exists()
+
+
+def test_all_methods_are_those_that_the_network_can_be_adapted_by(
+    tlkit: Tlkit, options: tuple[Any, ...], tmp_path: Path
+) -> None:
+    done = tlkit(*options, "--bottleneck", 0, "--method", "all", "--plan", "--json")
+    assert "adabn" not in done.json["plan"]["methods"]
+    assert len(done.json["plan"]["methods"]) == len(config.METHODS) - 1
+
+
+def test_a_training_that_left_for_good_is_one_line(
+    tlkit: Tlkit, small: tuple[str, ...], domains: tuple[Path, Path], tmp_path: Path
+) -> None:
+    words = (
+        "--source",
+        domains[0],
+        "--target",
+        domains[1],
+        "--optimizer",
+        "sgd",
+        "--lr",
+        1e6,
+        "--epochs",
+        3,
+        "--quiet",
+    )
+    done = tlkit("adapt", *words, *small, "--out", tmp_path / "run")
+    assert done.code == 1
+    assert "lower --lr" in done.error
 
 
 def test_missing_and_unusable_domains_are_one_line(

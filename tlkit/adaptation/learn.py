@@ -243,6 +243,8 @@ class Learner:
         source, target = self.source, self.target
         of_source = self.probabilities(module, source)
         of_target = self.probabilities(module, target)
+        if not (np.isfinite(of_source).all() and np.isfinite(of_target).all()):
+            raise Diverged("the network's outputs are no numbers any more")
         labels = source.labels[source.measured]
         progress, place = self.progress, self.progress.place
         epoch = place.epoch + 1

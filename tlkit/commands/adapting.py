@@ -136,9 +136,16 @@ class Trainings:
         self.shown = gap.sampled(len(pair.source), seed), gap.sampled(len(pair.target), seed)
         """Rows of source and target that distances are measured on."""
         self.plan = self._plan()
-        for name in self.methods:  # a network that a method cannot adapt is refused before anything is trained
-            if (refuse := method(name).refuse) is not None:
+        for name in list(self.methods):  # before anything is trained
+            if (refuse := method(name).refuse) is None:
+                continue
+            try:
                 refuse(self._learning(self._network(self.seeds[0])))
+            except TlkitError as error:
+                if name in asked.adaptation.method:
+                    raise
+                self.methods.remove(name)  # of all methods those that can adapt this network
+                how.say(f"{name} is left out: {error.what}")
 
     @property
     def epochs(self) -> int:
@@ -158,9 +165,11 @@ class Trainings:
         """
         asked, source, target = self.asked, self.pair.source, self.pair.target
         images = {"train": len(self.source.trained), "": len(self.target.trained)}
-        each = (asked.compute.batch_size or 0) // 2 or default_each(min(images.values()), asked.kind)
-        if each < 2:
-            raise TlkitError("two images of each domain are the least", where="--batch-size", remedy="give 4 or more")
+        given = asked.compute.batch_size
+        if given is not None and (given < 4 or given % 2):
+            what = f"a step of {given} images is not two or more of each domain, as many of the one as of the other"
+            raise TlkitError(what, where="--batch-size", remedy="give an even number from 4 on")
+        each = given // 2 if given else default_each(min(images.values()), asked.kind)
         refuse_too_few(images["train"], each, source.root, "training")
         refuse_too_few(images[""], each, target.root)
         weights = None
@@ -190,7 +199,11 @@ class Trainings:
         names = [stage.name for stage in stages(self._network(self.seeds[0]))]
         if asked.strategy == "probe":
             return {HEAD: lr}
-        trained = names[-asked.adaptation.stages :] if asked.adaptation.stages else names
+        count = asked.adaptation.stages or len(names)
+        if count > len(names):
+            what = f"{count} is too many: the network has {len(names)} stages ({', '.join(names)})"
+            raise TlkitError(what, where="--stages", remedy="leave it out to train all of them")
+        trained = names[-count:]
         if asked.strategy == "differential":
             return differential_rates(trained, lr, asked.optimisation.layer_decay, names)
         return dict.fromkeys(trained, lr)
@@ -203,7 +216,7 @@ class Trainings:
         network: Any = loaded.network if loaded is not self.loaded else copy.deepcopy(loaded.network)
         width = asked.adaptation.bottleneck
         if width is None:
-            width = 0 if asked.network.weights == "random" or bottleneck_width(network) else BOTTLENECK
+            width = 0 if asked.kind == "random" or bottleneck_width(network) else BOTTLENECK
         if width and not bottleneck_width(network):
             network.reset_classifier(len(classes))
             variants.become(network, variants.Design(loaded.name, loaded.stem, loaded.norm, width))
