@@ -596,7 +596,8 @@ class Adaptation(Checked):
     bottleneck: Annotated[
         int | None,
         Opt(
-            "Width of a layer put in front of the head; 0: none. By default 256, of networks trained from random weights 0.",
+            "Width of a layer put in front of the head; 0: none. By default 256, but 0 where everything is trained from"
+            " random weights.",
             min=0,
         ),
     ] = None

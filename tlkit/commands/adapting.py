@@ -136,6 +136,7 @@ class Trainings:
         self.shown = gap.sampled(len(pair.source), seed), gap.sampled(len(pair.target), seed)
         """Rows of source and target that distances are measured on."""
         self.plan = self._plan()
+        self.remarks: list[str] = []
         for name in list(self.methods):  # before anything is trained
             if (refuse := method(name).refuse) is None:
                 continue
@@ -145,7 +146,7 @@ class Trainings:
                 if name in asked.adaptation.method:
                     raise
                 self.methods.remove(name)  # of all methods those that can adapt this network
-                how.say(f"{name} is left out: {error.what}")
+                self.remarks.append(f"{name} is left out: {error.what}")
 
     @property
     def epochs(self) -> int:
@@ -322,7 +323,10 @@ def prepare(asked: Asked, pair: Pair, console: Console) -> Trainings:
         made if made is not None else _images(asked, loaded, samples, title, passes)
         for (made, _, _), (samples, title) in zip(found, _named(pair), strict=True)
     ]
-    return Trainings(asked, pair, loaded, passes, (inputs[0], inputs[1]), skipped(bad))
+    trainings = Trainings(asked, pair, loaded, passes, (inputs[0], inputs[1]), skipped(bad))
+    for remark in trainings.remarks:
+        console.warn(remark)
+    return trainings
 
 
 def _named(pair: Pair) -> list[tuple[Samples, str]]:
