@@ -210,11 +210,14 @@ class Trainings:
         return dict.fromkeys(trained, lr)
 
     def _network(self, seed: int) -> nn.Module:
-        """The network that a training starts from: its head, and its bottleneck, drawn by the seed."""
-        asked, classes = self.asked, self.pair.source.classes
+        """The network that a training starts from: what of it is new is drawn by the seed.
+
+        That is all of it where everything is trained from random weights; a frozen backbone is the same for all seeds,
+        since its features are.
+        """
+        asked, loaded, classes = self.asked, self.loaded, self.pair.source.classes
         torch.manual_seed(seed)
-        loaded = _build(asked) if asked.network.weights == "random" else self.loaded
-        network: Any = loaded.network if loaded is not self.loaded else copy.deepcopy(loaded.network)
+        network: Any = _build(asked).network if asked.kind == "random" else copy.deepcopy(loaded.network)
         width = asked.adaptation.bottleneck
         if width is None:
             width = 0 if asked.kind == "random" or bottleneck_width(network) else BOTTLENECK
