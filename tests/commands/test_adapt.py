@@ -265,6 +265,10 @@ def test_a_plan_does_nothing(tlkit: Tlkit, options: tuple[Any, ...], tmp_path: P
         (("--batch-size", 100), "training images, and a step takes 50 of each domain; give --batch-size"),
         (("--batch-size", 2), "--batch-size: a step of 2 images is not two or more of each domain"),
         (("--batch-size", 9), "give an even number from 4 on"),
+        (
+            ("--strategy", "full", "--model", "levit_128s", "--bottleneck", 0, "--image-size", 224),
+            "is not linear in pooled",
+        ),
         (("--strategy", "full", "--stages", 9), "the network has 6 stages (stem, stage1"),
         (("--layer-decay", 0.5), "does nothing with --strategy probe; leave --layer-decay out"),
         (("--method", "adabn", "--bottleneck", 0), "the network has no batch norm"),

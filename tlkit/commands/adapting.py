@@ -30,7 +30,8 @@ from tlkit.errors import TlkitError
 from tlkit.networks import variants
 from tlkit.networks.bottleneck import bottleneck_width, without_bottleneck
 from tlkit.networks.build import Loaded, build
-from tlkit.networks.forward import channels_last
+from tlkit.networks.complexity import noise
+from tlkit.networks.forward import channels_last, features_of
 from tlkit.networks.freezing import freeze
 from tlkit.networks.frozen_pass import How
 from tlkit.networks.stages import stages
@@ -136,6 +137,10 @@ class Trainings:
         self.shown = gap.sampled(len(pair.source), seed), gap.sampled(len(pair.target), seed)
         """Rows of source and target that distances are measured on."""
         self.plan = self._plan()
+        if asked.strategy != "probe":  # else its features were computed already
+            network = self._network(self.seeds[0]).eval()
+            with torch.no_grad():
+                features_of(network, noise(network, loaded.preprocessing))
         self.remarks: list[str] = []
         for name in list(self.methods):  # before anything is trained
             if (refuse := method(name).refuse) is None:
