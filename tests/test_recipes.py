@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -35,3 +36,21 @@ def test_recipe_fits_its_command(path: Path) -> None:
     header = path.read_text(encoding="utf-8").split("command:")[0]
     for word in ("# command", "# expected", "# time", "# source"):
         assert word in header
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_recipe_runs_on_made_images(
+    path: Path, tlkit: Callable[..., Any], make_shapes: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A step or two of each: what its options say is accepted together."""
+    source, target = (make_shapes(tmp_path / name, images=6, seed=seed) for seed, name in enumerate(("a", "b")))
+    command = path.parent.name
+    words: dict[str, tuple[Any, ...]] = {
+        "adapt": ("--source", source, "--target", target, "--epochs", 1, "--batch-size", 8, "--seeds", 1),
+        "check-data": (source,),
+        "finetune": (source, "--weights", "random", "--image-size", 64),
+        "pretrain": (source, "--epochs", 1, "--batch-size", 8),
+    }
+    where = () if command == "check-data" else ("--out", tmp_path / "run", "--device", "cpu")
+    done = tlkit(command, *words[command], "--recipe", path, *where, "--quiet")
+    assert done.code == 0, done.err

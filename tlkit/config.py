@@ -394,6 +394,15 @@ class Listing(Checked):
 
 
 @dataclass(frozen=True)
+class Recipes(Checked):
+    """Recipes to show or copy."""
+
+    names: Annotated[
+        list[str] | None, Opt("Names as the list has them; by default all are listed.", positional=True)
+    ] = None
+
+
+@dataclass(frozen=True)
 class Listed(Checked):
     """Models to list."""
 

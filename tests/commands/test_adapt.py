@@ -367,7 +367,7 @@ def test_a_run_does_not_go_on_with_other_images(
     assert (tmp_path / "run" / "recipe.yaml").is_file()
 
 
-@pytest.mark.parametrize("strategy", ["probe", "full"])
+@pytest.mark.parametrize("strategy", ["probe", pytest.param("full", marks=pytest.mark.slow)])
 def test_a_stopped_run_goes_on_to_the_same_end(
     tlkit: Tlkit,
     options: tuple[Any, ...],

@@ -258,6 +258,13 @@ def models(models: config.Listed, output: config.Output) -> None:
 
 @app.command()
 @options_from_configs
+def recipes(recipes: config.Recipes, output: config.Output) -> None:
+    """List, show or copy (--out FILE) the recipes that come with tlkit: options with what to expect of them."""
+    _start("recipes", locals())
+
+
+@app.command()
+@options_from_configs
 def demo(compute: config.Compute, output: config.Output) -> None:
     """The main job on images and weights that come with the install: no network, about half a minute."""
     _start("demo", locals())
