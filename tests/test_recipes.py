@@ -40,17 +40,27 @@ def test_recipe_fits_its_command(path: Path) -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_recipe_runs_on_made_images(
-    path: Path, tlkit: Callable[..., Any], make_shapes: Callable[..., Path], tmp_path: Path
+    path: Path,
+    tlkit: Callable[..., Any],
+    make_shapes: Callable[..., Path],
+    trained: Path,
+    small: tuple[str, ...],
+    tmp_path: Path,
 ) -> None:
     """A step or two of each: what its options say is accepted together."""
     source, target = (make_shapes(tmp_path / name, images=6, seed=seed) for seed, name in enumerate(("a", "b")))
-    command = path.parent.name
+    command, run = path.parent.name, tmp_path / "run"
     words: dict[str, tuple[Any, ...]] = {
-        "adapt": ("--source", source, "--target", target, "--epochs", 1, "--batch-size", 8, "--seeds", 1),
+        "adapt": ("--source", source, "--target", target, "--epochs", 1, "--batch-size", 8, "--seeds", 1, "--out", run),
         "check-data": (source,),
-        "finetune": (source, "--weights", "random", "--image-size", 64),
-        "pretrain": (source, "--epochs", 1, "--batch-size", 8),
+        "compare": (trained, "test_vit", "--data", source, "--plan"),
+        "count-params": ("test_resnet", "alexnet"),
+        "evaluate": (trained, source, "--device", "cpu"),
+        "extract-features": (source, *small, "--out", tmp_path / "features.npz"),
+        "finetune": (source, *small, "--out", run),
+        "predict": (trained, source, "--device", "cpu", "--out", tmp_path / "labels.csv"),
+        "pretrain": (source, "--epochs", 1, "--batch-size", 8, "--device", "cpu", "--out", run),
+        "unfreeze": (source, *small, "--epochs-per-stage", 1, "--out", run),
     }
-    where = () if command == "check-data" else ("--out", tmp_path / "run", "--device", "cpu")
-    done = tlkit(command, *words[command], "--recipe", path, *where, "--quiet")
+    done = tlkit(command, *words[command], "--recipe", path, "--quiet")
     assert done.code == 0, done.err
