@@ -563,7 +563,10 @@ class Domains(Checked):
     source: Annotated[Path | None, Opt("Labelled images to learn from, as for finetune.", metavar="DATA")] = None
     target: Annotated[
         Path | None,
-        Opt("Images to adapt to: any folder of images. Labels, if it has class folders, serve to report alone."),
+        Opt(
+            "Images to adapt to: any folder of images. Labels, if it has class folders, serve to report alone.",
+            metavar="DATA",
+        ),
     ] = None
     val_fraction: Annotated[
         float, Opt("Share of each class of the source set apart as val where it has no splits.", min=0.01, max=0.9)
