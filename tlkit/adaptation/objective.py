@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tlkit import processes
 from tlkit.adaptation.method import Domains
 from tlkit.networks.forward import classify, pooled_features
 from tlkit.networks.stages import BOTTLENECK
@@ -52,7 +53,8 @@ class Head(nn.Module):
 class Adaptation(nn.Module):
     """Cross-entropy on the source, and the method's loss on source and target.
 
-    Both domains go through one forward pass: batch norm, and whatever runs in parallel, sees them together.
+    Both domains go through one forward pass: batch norm, and whatever runs in parallel, sees them together. Several
+    processes pass their parts of a batch, and each computes the losses of the whole of it.
 
     Args:
         learner: Maps inputs to features and logits.
@@ -92,10 +94,12 @@ class Adaptation(nn.Module):
         seen = target if self.loss is not None else None
         features, logits = self.learner(source if seen is None else torch.cat([source, seen]))
         with torch.autocast(features.device.type, enabled=False):
-            count = len(source)
-            task = F.cross_entropy(logits[:count], labels, self.class_weights, label_smoothing=self.label_smoothing)
+            of_source, of_target = (slice(len(source)), slice(len(source), None))
+            labels, source_logits = processes.joined(labels), processes.joined(logits[of_source])
+            task = F.cross_entropy(source_logits, labels, self.class_weights, label_smoothing=self.label_smoothing)
             if self.loss is None or seen is None:
                 return {"loss": task, "task": task.detach()}
-            both = features[:count], features[count:], logits[:count], logits[count:]
-            transfer = self.loss(Domains(*both, labels, self.progress))
+            both = processes.joined(features[of_source]), processes.joined(features[of_target])
+            target_logits = processes.joined(logits[of_target])
+            transfer = self.loss(Domains(*both, source_logits, target_logits, labels, self.progress))
         return {"loss": task + self.weight * transfer, "task": task.detach(), "transfer": transfer.detach()}

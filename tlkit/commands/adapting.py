@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tlkit import config, run_folder
+from tlkit import config, processes, run_folder
 from tlkit.adaptation import gap
 from tlkit.adaptation.inputs import Images, Inputs, Vectors, refuse_too_few, unreadable
 from tlkit.adaptation.learn import Domain, Learner, Plan, stored_history
@@ -23,6 +23,7 @@ from tlkit.commands.console import Console
 from tlkit.commands.domains import Pair, refuse_unusable
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
+from tlkit.commands.reading import same_network
 from tlkit.data.folders import Samples
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files, unreadable_files
 from tlkit.data.transforms import CENTER, least_side
@@ -175,7 +176,12 @@ class Trainings:
         if given is not None and (given < 4 or given % 2):
             what = f"a step of {given} images is not two or more of each domain, as many of the one as of the other"
             raise TlkitError(what, where="--batch-size", remedy="give an even number from 4 on")
-        each = given // 2 if given else default_each(min(images.values()), asked.kind)
+        each, several = given // 2 if given else default_each(min(images.values()), asked.kind), processes.count()
+        if given is None:
+            each = max(several, each - each % several)
+        elif each % several:
+            what = f"{each} images of each domain cannot be shared among {several} processes alike"
+            raise TlkitError(what, where="--batch-size", remedy=f"give a multiple of {2 * several}")
         refuse_too_few(images["train"], each, source.root, "training")
         refuse_too_few(images[""], each, target.root)
         weights = None
@@ -246,8 +252,9 @@ class Trainings:
         names = [SOURCE_ONLY, *(name for name in self.methods if name != SOURCE_ONLY)]
         state = run / run_folder.STATE
         units = [(seed, name) for seed in self.seeds for name in names]
-        told = "".join(stored_history(state / f"{name}-{seed}") for seed, name in units)
-        run_folder.write_text(run / run_folder.METRICS, told)
+        if processes.is_first():
+            told = "".join(stored_history(state / f"{name}-{seed}") for seed, name in units)
+            run_folder.write_text(run / run_folder.METRICS, told)
         reference = None
         for seed, name in units:
             result = self._train(name, seed, run, checkpoint_every, None if name == SOURCE_ONLY else reference)
@@ -276,7 +283,7 @@ class Trainings:
             how=self.how,
             folder=run / run_folder.STATE / f"{name}-{seed}",
             checkpoint_every=checkpoint_every,
-            record=lambda row: run_folder.append_metrics(run, row),
+            record=lambda row: run_folder.append_metrics(run, row) if processes.is_first() else None,
         )
         before = reference.after if reference is not None else self._features(learner)
         learner.run()
@@ -342,7 +349,8 @@ def _named(pair: Pair) -> list[tuple[Samples, str]]:
 
 
 def _build(asked: Asked) -> Loaded:
-    return build(asked.network.model, asked.network.weights, asked.preprocess, norm=asked.network.norm)
+    at = asked.network
+    return same_network(lambda: build(at.model, at.weights, asked.preprocess, norm=at.norm))
 
 
 def _inputs(

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from tlkit import config, run_folder
+from tlkit import config, processes, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
-from tlkit.commands.reading import refuse_too_few
+from tlkit.commands.reading import refuse_too_few, same_network
 from tlkit.commands.results import CrossValidation, write_results
 from tlkit.data.folders import SPLITS, Samples
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files, unreadable_files
@@ -60,7 +60,9 @@ class Trained:
 def build_network(options: Options, console: Console) -> Loaded:
     """The network that the options ask for, before anything is trained."""
     torch.manual_seed(options.compute.seed)
-    loaded = build(options.model, options.weights, options.preprocess, stem=_stem(options), norm=options.norm)
+    loaded = same_network(
+        lambda: build(options.model, options.weights, options.preprocess, stem=_stem(options), norm=options.norm)
+    )
     for remark in loaded.remarks:
         console.warn(remark)
     return loaded
@@ -139,6 +141,8 @@ def train(
         again = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
         decision = trainer.carry_out(plan, strategies.certain(options.strategy, again))
         probabilities = trainer.predict_all()
+        if not processes.is_first():
+            return Trained({}, trainer.samples, probabilities)
         summary = write_results(
             options, trainer, decision, probabilities, chosen_on, left_out, console, started, crossed
         )
