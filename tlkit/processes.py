@@ -200,20 +200,6 @@ def broadcast(tensors: Sequence[Any]) -> None:
         dist.broadcast(tensor, 0)
 
 
-def joined(rows: Any) -> Any:
-    """A tensor's rows of all processes, in their order, as many of each; gradients flow back to each one's own.
-
-    What flows back is the sum over processes. Where all compute the same loss of it, the mean of their gradients, which
-    is what they learn by, is thus the gradient of that loss.
-    """
-    if count() == 1:
-        return rows
-    import torch
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(rows.contiguous()))
-
-
 def job() -> str | None:
     """What torchrun calls this job, the same when it starts it again; None where nobody would."""
     name = os.environ.get("TORCHELASTIC_RUN_ID")

@@ -22,6 +22,7 @@ from tlkit.data.training import seed_of
 from tlkit.errors import TlkitError
 from tlkit.networks.depthwise import QuickDepthwise
 from tlkit.networks.freezing import train_mode
+from tlkit.networks.shared_batch_norm import SharedBatchNorm
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -199,7 +200,8 @@ class _Loop:
     def _losses(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         at = self.accelerator
         quick = at.device.type == "cpu" and at.mixed_precision == "bf16"
-        with QuickDepthwise() if quick else nullcontext():
+        several = processes.count() > 1
+        with QuickDepthwise() if quick else nullcontext(), SharedBatchNorm() if several else nullcontext():
             return self.objective(*batch)
 
     def _halve(self, count: int, error: Exception) -> None:
