@@ -285,6 +285,26 @@ def test_each_fold_is_tracked_in_its_own_run(
         assert made.points[-1][1]["final/val_top1"] == metrics(folder)["val"]["top1"]
 
 
+@pytest.mark.slow
+def test_a_tracker_that_cannot_be_started_for_a_later_fold_costs_no_earlier_one(
+    tlkit: Tlkit,
+    shapes: Path,
+    small: tuple[str, ...],
+    tmp_path: Path,
+    notebooks: list[Notebook],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(notebook: Notebook) -> None:
+        if notebook is not notebooks[0]:
+            raise ConnectionError("the server has gone")
+
+    monkeypatch.setattr(Notebook, "start", start)
+    words = ("--strategy", "probe", "--folds", 2, "--track", "notebook", "--quiet", "--out", tmp_path / "run")
+    done = tlkit("finetune", shapes, *small, *words)
+    assert done.code == 0, done.err
+    assert done.err.count(FAILS) == 2
+
+
 def test_a_tracker_that_fails_costs_one_warning(
     tlkit: Tlkit,
     shapes: Path,

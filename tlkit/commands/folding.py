@@ -144,7 +144,7 @@ def cross_validate(
         if stored is None:
             (run / run_folder.METRICS).unlink(missing_ok=True)
         loaded = build_network(one, Inside(console))
-        return train(one, samples, loaded, run, resume, stored, console, started, crossed).summary
+        return train(one, samples, loaded, run, resume, stored, console, started, crossed, alone=False).summary
 
 
 def _fold(
@@ -167,7 +167,8 @@ def _fold(
             run_folder.write_recipe(folder, options.recipe)
         (folder / run_folder.STATE).mkdir(exist_ok=True)
         loaded = build_network(options, Inside(console))
-        done = train(options, part, loaded, folder, resume, stored, Inside(console), time.monotonic())
+        inside, began = Inside(console), time.monotonic()
+        done = train(options, part, loaded, folder, resume, stored, inside, began, alone=number == 1)
         mask, place = done.samples.splits == "val", {path: row for row, path in enumerate(samples.paths)}
         rows = np.array([place[path] for path in done.samples.take(mask).paths])
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -87,6 +87,8 @@ def train(
     console: Console,
     started: float,
     crossed: CrossValidation | None = None,
+    *,
+    alone: bool = True,
 ) -> Trained:
     """Train, and write what a finished run leaves.
 
@@ -100,6 +102,7 @@ def train(
         console: Who is told.
         started: When the command was.
         crossed: What cross-validation found, of a last training on all images.
+        alone: Whether the command has trained nothing before, which a tracker that cannot be started would cost.
     """
     console.say(f"{loaded.title}, weights: {loaded.weights}; {_counts(samples)}")
     passes = how(options.compute, console, options.passing)
@@ -137,7 +140,7 @@ def train(
         state = trainer.state
         console.say(f"going on with phase {len(state.outcomes) + 1}, epoch {state.phase.place.epoch + 1}")
     situation = situation_of(options, samples, choosing, chosen_on, loaded)
-    with tracking.started(fresh=stored is None), trainer.saved_when_stopped():
+    with tracking.started(fresh=stored is None and alone), trainer.saved_when_stopped():
         plan = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
         again = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
         decision = trainer.carry_out(plan, strategies.certain(options.strategy, again))
