@@ -21,7 +21,7 @@ from tlkit.errors import TlkitError
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 RECIPE, SUMMARY, METRICS = "recipe.yaml", "summary.json", "metrics.jsonl"
 SPLITS, PREDICTIONS, SKIPPED, REPORT = "splits.csv", "predictions.csv", "skipped_files.csv", "report.html"
-STATE, JOB = "state", "job"
+STATE, TRACKING, JOB = "state", "tracking", "job"
 PART = ".tlkit-"
 """How the name of a file begins that is being written."""
 

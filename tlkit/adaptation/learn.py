@@ -34,6 +34,7 @@ from tlkit.training.checkpoint import (
 from tlkit.training.fit import Diverged, Place, fit, held_signals
 from tlkit.training.optimizers import create_optimizer
 from tlkit.training.setup import schedule
+from tlkit.training.tracking import History
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Learner:
         folder: Where the state is stored, and taken up from.
         checkpoint_every: How often.
         record: Told each epoch's row.
+        follow: Told the rows of all epochs after each.
     """
 
     def __init__(
@@ -141,9 +143,10 @@ class Learner:
         folder: Path,
         checkpoint_every: str,
         record: Callable[[Mapping[str, Any]], None],
+        follow: Callable[[History], None],
     ) -> None:
         self.method, self.name, self.seed, self.plan, self.how, self.folder = method, name, seed, plan, how, folder
-        self.source, self.target, self.record = source, target, record
+        self.source, self.target, self.record, self.follow = source, target, record, follow
         device = how.accelerator.device
         self.module = module.to(device)
         self.objective = Adaptation(
@@ -205,6 +208,7 @@ class Learner:
         def after_epoch(losses: dict[str, float]) -> bool:
             watched.append(losses["loss"])
             self._after_epoch(losses, rate, batches.steps)
+            self.follow(progress.history)
             return False
 
         prepared, optimizer = at.prepare(self.objective, self.optimizer)

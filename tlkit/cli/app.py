@@ -58,6 +58,7 @@ def finetune(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.Caching,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -81,6 +82,7 @@ def unfreeze(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.Caching,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -100,6 +102,7 @@ def pretrain(
     augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -119,6 +122,7 @@ def adapt(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.CacheBudget,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
 ) -> None:

@@ -17,6 +17,7 @@ from tlkit.commands.keeping import begun, kept_when_stopped, new_run
 from tlkit.errors import TlkitError, UsageError
 from tlkit.networks.build import weight_bytes
 from tlkit.training.optimizers import check_name
+from tlkit.training.tracking import chosen_trackers
 
 
 def adapt(
@@ -29,13 +30,14 @@ def adapt(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.CacheBudget,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
     console: Console,
 ) -> dict[str, Any]:
     """Adapt a network to another domain; see ``tlkit adapt --help``."""
     started = time.monotonic()
-    groups = (domains, adaptation, network, optimisation, variation, preprocess, compute, passing, caching)
+    groups = (domains, adaptation, network, optimisation, variation, preprocess, compute, passing, caching, tracking)
     resume = begun(resume, output, "adapt", console)
     if resume.resume is not None:
         return _go_on(groups, resume, console, started)
@@ -62,7 +64,7 @@ def adapt(
 def _carry_out(
     trainings: Trainings, run: Path, resume: config.Resume, console: Console, started: float
 ) -> dict[str, Any]:
-    results = trainings.carry_out(run, resume.checkpoint_every)
+    results = trainings.carry_out(run, resume.checkpoint_every, console.warn)
     if not processes.is_first():
         for _ in results:  # the first process writes them
             pass
@@ -94,6 +96,7 @@ def _check(asked: Asked) -> None:
             raise UsageError(f"missing option --{name}", where="tlkit adapt", remedy=f"give --{name} FOLDER")
     chosen(asked.adaptation.method)
     check_name(asked.optimisation.optimizer)
+    chosen_trackers(asked.tracking.track)
     if asked.optimisation.lr == "auto":
         what = "no range test is made in adaptation, whose losses work against each other"
         raise TlkitError(what, where="--lr", remedy="give --lr NUMBER, or leave it out")

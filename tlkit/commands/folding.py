@@ -144,7 +144,7 @@ def cross_validate(
         if stored is None and processes.is_first():
             (run / run_folder.METRICS).unlink(missing_ok=True)
         loaded = build_network(one, Inside(console))
-        return train(one, samples, loaded, run, resume, stored, console, started, crossed).summary
+        return train(one, samples, loaded, run, resume, stored, console, started, crossed, alone=False).summary
 
 
 def _fold(
@@ -186,7 +186,8 @@ def _fold(
         part = _of_fold(samples, held)
         stored = processes.on_first(begin)
         loaded = build_network(options, Inside(console))
-        done = train(options, part, loaded, folder, resume, stored, Inside(console), time.monotonic())
+        inside, began = Inside(console), time.monotonic()
+        done = train(options, part, loaded, folder, resume, stored, inside, began, alone=number == 1)
         processes.on_first(finish)
     return processes.on_first(told)
 

@@ -23,6 +23,7 @@ from tlkit.networks.build import Loaded, weight_bytes
 from tlkit.training import strategies
 from tlkit.training.checkpoint import read_checkpoint
 from tlkit.training.optimizers import check_name
+from tlkit.training.tracking import chosen_trackers
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Options:
     passing: config.Passing = field(default_factory=config.Passing)
     caching: config.Caching = field(default_factory=config.Caching)
     unfreezing: config.Unfreezing = field(default_factory=config.Unfreezing)
+    tracking: config.Tracking = field(default_factory=config.Tracking)
     stem: str = "standard"
     norm: str | None = None
     train_views: str = "center"
@@ -61,6 +63,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_name(self.training.optimizer)
+        chosen_trackers(self.tracking.track)
         refuse_idle(self)
 
     @property

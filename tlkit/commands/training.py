@@ -33,6 +33,7 @@ from tlkit.training.closed_head import HeadOptions
 from tlkit.training.features import Features, extract
 from tlkit.training.setup import TRAIN_VIEWS, Settings
 from tlkit.training.strategies import Situation
+from tlkit.training.tracking import Tracking
 from tlkit.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -88,6 +89,8 @@ def train(
     console: Console,
     started: float,
     crossed: CrossValidation | None = None,
+    *,
+    alone: bool = True,
 ) -> Trained:
     """Train, and write what a finished run leaves.
 
@@ -101,10 +104,12 @@ def train(
         console: Who is told.
         started: When the command was.
         crossed: What cross-validation found, of a last training on all images.
+        alone: Whether the command has trained nothing before, which a tracker that cannot be started would cost.
     """
     console.say(f"{loaded.title}, weights: {loaded.weights}; {_counts(samples)}")
     passes = how(options.compute, console, options.passing)
     cache = FeatureCache(default_folder(), config.size(options.caching.cache_budget))
+    tracking = Tracking(options.tracking.track, run, options.recipe, accelerator=passes.accelerator, warn=console.warn)
     began = time.monotonic()
     if stored is None:
         features, bad = _first_pass(options, samples, loaded, passes, cache)
@@ -126,6 +131,7 @@ def train(
         how=passes,
         cache=cache,
         run=run,
+        follow=tracking.follow,
         checkpoint_every=resume.checkpoint_every,
         features=features,
         features_seconds=time.monotonic() - began,
@@ -136,7 +142,7 @@ def train(
         state = trainer.state
         console.say(f"going on with phase {len(state.outcomes) + 1}, epoch {state.phase.place.epoch + 1}")
     situation = situation_of(options, samples, choosing, chosen_on, loaded)
-    with trainer.saved_when_stopped():
+    with tracking.started(fresh=stored is None and alone), trainer.saved_when_stopped():
         plan = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
         again = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
         decision = trainer.carry_out(plan, strategies.certain(options.strategy, again))
@@ -146,6 +152,7 @@ def train(
         summary = write_results(
             options, trainer, decision, probabilities, chosen_on, left_out, console, started, crossed
         )
+        tracking.finish(trainer.state.history, summary["metrics"])
     return Trained(summary, trainer.samples, probabilities)
 
 

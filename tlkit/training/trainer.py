@@ -43,6 +43,7 @@ from tlkit.training.prefix import Form, Kept, KeptBatches, Prefix
 from tlkit.training.probe import Head
 from tlkit.training.setup import TRAIN_VIEWS, Settings, anchors, make_batches, make_objective, make_plan, schedule
 from tlkit.training.state import PhaseState, State
+from tlkit.training.tracking import History
 
 REMEMBERED = "remembered "
 ENDS = ("", "budget", "time limit")
@@ -60,6 +61,7 @@ class Trainer:
         how: Device, precision, processes; who is told.
         cache: Where what frozen layers put out is kept.
         run: The run's folder.
+        follow: Told the rows of all epochs after each of the loop's.
         checkpoint_every: How often the state is stored there: ``"200steps"``, or a duration.
         features: Of all samples, where they are there already.
         features_seconds: What they took.
@@ -76,6 +78,7 @@ class Trainer:
         how: How,
         cache: FeatureCache,
         run: Path,
+        follow: Callable[[History], None],
         checkpoint_every: str = "5min",
         features: Features | None = None,
         features_seconds: float = 0.0,
@@ -83,7 +86,7 @@ class Trainer:
     ) -> None:
         self.loaded, self.samples, self.choosing, self.settings = loaded, samples, choosing, settings
         self.how, self.accelerator, self.say, self.progress = how, how.accelerator, how.say, how.progress
-        self.run, self.cache = run, cache
+        self.run, self.cache, self.follow = run, cache, follow
         self.network = channels_last(loaded.network.to(how.accelerator.device))
         self.features = features
         self.head: Head | None = None
@@ -256,6 +259,11 @@ class Trainer:
                 self.save()
             return bool(present.ended)
 
+        def after_epoch(losses: dict[str, float]) -> bool:
+            ended = self._after_epoch(phase, losses, batches.steps)
+            self.follow(self.state.history)
+            return ended
+
         prepared, optimizer = self.accelerator.prepare(objective, self.optimizer)
         try:
             fit(
@@ -268,7 +276,7 @@ class Trainer:
                 place=present.place,
                 seed=self.settings.compute.seed + number,
                 after_step=after_step,
-                after_epoch=lambda losses: self._after_epoch(phase, losses, batches.steps),
+                after_epoch=after_epoch,
                 average=(lambda step: average.update(self.network, step)) if average is not None else None,
                 clip=training.clip,
                 say=self.say,
