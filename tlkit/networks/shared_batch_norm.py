@@ -65,12 +65,12 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Normalised inputs (B, C, ...) in float32, mean and variance (C) and the number of values in a channel."""
+        """Normalised inputs (B, C, ...) of 32 bits or more, mean and variance (C), number of values in a channel."""
         axes = [axis for axis in range(inputs.ndim) if axis != 1]
-        values = inputs.float()
+        values = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
         variance, mean = torch.var_mean(values, axes, correction=0)
         here = torch.full_like(mean, values.numel() / len(mean))
-        parts = [torch.empty(3, len(mean), device=mean.device) for _ in range(processes.count())]
+        parts = [mean.new_empty(3, len(mean)) for _ in range(processes.count())]
         dist.all_gather(parts, torch.stack([mean, variance, here]))
         means, variances, counts = torch.stack(parts).double().unbind(1)
         count = counts.sum(0)
@@ -78,8 +78,9 @@ class _Normalise(torch.autograd.Function):
         variance = ((variances + (means - mean).square()) * counts).sum(0) / count
         shape = (1, -1, *[1] * (inputs.ndim - 2))
         scale = (variance + eps).rsqrt()
-        normalised = (values - mean.float().view(shape)) * scale.float().view(shape)
-        ctx.save_for_backward(normalised, scale.float(), count.float())
+        scale = scale.to(values.dtype)
+        normalised = (values - mean.to(values.dtype).view(shape)) * scale.view(shape)
+        ctx.save_for_backward(normalised, scale, count.to(values.dtype))
         ctx.dtype = inputs.dtype
         ctx.mark_non_differentiable(mean, variance, count)
         return normalised, mean, variance, count
@@ -87,7 +88,7 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         normalised, scale, count = ctx.saved_tensors
-        gradient = gradients[0].float()
+        gradient = gradients[0]
         axes = [axis for axis in range(gradient.ndim) if axis != 1]
         sums = torch.stack([gradient.sum(axes), (gradient * normalised).sum(axes)])
         dist.all_reduce(sums)
