@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tlkit import config, processes
@@ -10,6 +11,8 @@ from tlkit.errors import TlkitError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch import nn
+    from torch.optim import Optimizer
 
 
 def accelerator(compute: config.Compute) -> Accelerator:
@@ -43,6 +46,25 @@ def accelerator(compute: config.Compute) -> Accelerator:
         PartialState(cpu=device == "cpu")
         processes.join()
         return Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def prepare(
+    accelerator: Accelerator, objective: nn.Module, optimizer: Optimizer, idle: Callable[[], bool]
+) -> tuple[nn.Module, Optimizer]:
+    """What the loop trains: several processes then average their gradients.
+
+    Args:
+        accelerator: Device, precision, processes.
+        objective: Maps batches to losses.
+        optimizer: Of its parameters.
+        idle: Whether it may hold parameters that train but are never used.
+    """
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    if accelerator.num_processes > 1:
+        accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=idle())
+    module, wrapped = accelerator.prepare(objective, optimizer)
+    return module, wrapped
 
 
 def native_bf16(device: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlkit import config, processes
+from tlkit import compute, config, processes
 from tlkit.adaptation import selection
 from tlkit.adaptation.inputs import DomainBatches, Inputs
 from tlkit.adaptation.method import Method
@@ -124,6 +124,7 @@ class Learner:
         checkpoint_every: How often.
         record: Told each epoch's row.
         follow: Told the rows of all epochs after each.
+        idle: Whether the module may hold parameters that train but are never used.
     """
 
     def __init__(
@@ -144,9 +145,11 @@ class Learner:
         checkpoint_every: str,
         record: Callable[[Mapping[str, Any]], None],
         follow: Callable[[History], None],
+        idle: Callable[[], bool],
     ) -> None:
         self.method, self.name, self.seed, self.plan, self.how, self.folder = method, name, seed, plan, how, folder
         self.source, self.target, self.record, self.follow = source, target, record, follow
+        self.idle = idle
         device = how.accelerator.device
         self.module = module.to(device)
         self.objective = Adaptation(
@@ -211,7 +214,7 @@ class Learner:
             self.follow(progress.history)
             return False
 
-        prepared, optimizer = at.prepare(self.objective, self.optimizer)
+        prepared, optimizer = compute.prepare(at, self.objective, self.optimizer, self.idle)
         try:
             with self._saved_when_stopped():
                 fit(

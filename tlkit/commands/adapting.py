@@ -33,7 +33,7 @@ from tlkit.networks.bottleneck import bottleneck_width, without_bottleneck
 from tlkit.networks.build import Loaded, build
 from tlkit.networks.complexity import noise
 from tlkit.networks.forward import channels_last, features_of
-from tlkit.networks.freezing import freeze
+from tlkit.networks.freezing import freeze, has_idle_parameters
 from tlkit.networks.frozen_pass import How
 from tlkit.networks.stages import stages
 from tlkit.training.cache import FeatureCache, default_folder
@@ -294,7 +294,7 @@ class Trainings:
         reference: Result | None,
         follow: Callable[[History], None],
     ) -> Result:
-        network, one, asked, plan = self._network(seed), method(name), self.asked, self.plan
+        network, one, asked, plan, loaded = self._network(seed), method(name), self.asked, self.plan, self.loaded
         trained = set(plan.rates)
         freeze(network, [s.name for s in stages(network) if s.name not in trained], plan.optimisation.bn or "train")
         module = self._learning(network)
@@ -316,6 +316,9 @@ class Trainings:
             checkpoint_every=checkpoint_every,
             record=lambda row: run_folder.append_metrics(run, row) if processes.is_first() else None,
             follow=follow,
+            idle=lambda: (
+                asked.strategy != "probe" and has_idle_parameters(network, noise(network, loaded.preprocessing))
+            ),
         )
         before = reference.after if reference is not None else self._features(learner)
         learner.run()

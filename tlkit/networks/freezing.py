@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -59,6 +60,19 @@ def _train_what_is_inside(module: nn.Module, mode: bool = True) -> nn.Module:
 def train_mode(module: nn.Module) -> None:
     """Put what is trained into training mode; what `freeze` froze stays in evaluation mode, buffers untouched."""
     module.train()
+
+
+def has_idle_parameters(network: nn.Module, images: Tensor) -> bool:
+    """Whether something that trains gets no gradient from images (B, C, H, W): some networks hold what they never use.
+
+    Processes that learn together must know, or they wait for it.
+    """
+    network.eval()
+    with torch.enable_grad():
+        network(images).float().sum().backward()
+    idle = any(tensor.grad is None for _, tensor in trainable_parameters(network))
+    network.zero_grad()
+    return idle
 
 
 def trainable_parameters(network: nn.Module) -> Iterator[tuple[str, Tensor]]:

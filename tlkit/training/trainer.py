@@ -16,7 +16,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from tlkit import config, processes, run_folder
+from tlkit import compute, config, processes, run_folder
 from tlkit.data.folders import Samples
 from tlkit.data.loading import Progress, ViewDataset, silent
 from tlkit.data.training import TrainingBatches
@@ -25,8 +25,9 @@ from tlkit.errors import InputLost, TlkitError
 from tlkit.evaluation.metrics import image_losses, metrics
 from tlkit.evaluation.predict import predict_all
 from tlkit.networks.build import Loaded
+from tlkit.networks.complexity import noise
 from tlkit.networks.forward import channels_last, classify
-from tlkit.networks.freezing import freeze, trainable_parameters
+from tlkit.networks.freezing import freeze, has_idle_parameters, trainable_parameters
 from tlkit.networks.frozen_pass import How
 from tlkit.networks.stages import stages
 from tlkit.networks.weights import fingerprint
@@ -264,7 +265,7 @@ class Trainer:
             self.follow(self.state.history)
             return ended
 
-        prepared, optimizer = self.accelerator.prepare(objective, self.optimizer)
+        prepared, optimizer = self._prepared(objective, self.optimizer)
         try:
             fit(
                 prepared,
@@ -296,6 +297,14 @@ class Trainer:
         chosen = {} if present.best is None else {"best_epoch": present.best}
         views = {"cached_views": self._kept.form.views} if self._kept is not None else {}
         return {"epochs": present.place.epoch, **chosen, "rates": rates, "stopped": present.ended, **views}
+
+    def _prepared(self, objective: nn.Module, optimizer: Any) -> tuple[nn.Module, Any]:
+        def idle() -> bool:
+            images = noise(self.network, self.loaded.preprocessing, 2)
+            with self.accelerator.autocast():
+                return has_idle_parameters(self.network, images)
+
+        return compute.prepare(self.accelerator, objective, optimizer, idle)
 
     def _schedule(self, phase: Phase, steps: int) -> Callable[[int], float]:
         return schedule(self.settings.training, phase.epochs, steps, self.state.phase.watched)
@@ -343,7 +352,7 @@ class Trainer:
         unit = {name: rate / head for name, rate in phase.rates.items()}
         epochs = rate_finder.epochs(int(self._rows(phase).sum()), self.settings.batch_size)
         objective, optimizer, batches = self._parts(phase, unit, epochs, 0)
-        prepared, optimizer = self.accelerator.prepare(objective, optimizer)
+        prepared, optimizer = self._prepared(objective, optimizer)
         try:
             found = rate_finder.search(
                 prepared,
