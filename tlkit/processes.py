@@ -237,27 +237,22 @@ def last_words(error: TlkitError) -> TlkitError | None:
     """Which error this process is to print as the job ends; None where another one tells what happened.
 
     The first process speaks for all of them: it repeats what the one that was lost had to say. Another one speaks only
-    where the first does not, as it is busy or gone.
+    where the first does not, as it is busy or gone, and then a single one.
     """
     if count() == 1 or _joined.store is None:
         return error if is_first() else None
-    lost, others = isinstance(error, PeerLost), [number for number in range(1, count()) if number != rank()]
-    if is_first():
-        if lost and (found := _heard(others)) is not None:
-            number, text = found
-            error = TlkitError(f"process {number} of {count()}: {text}")
-        _say(str(error))
-        leave()
-        return error
-    if not lost:
-        _say(str(error))
+    lost = isinstance(error, PeerLost)
+    if is_first() and lost and (found := _heard(range(1, count()))) is not None:
+        number, text = found
+        error = TlkitError(f"process {number} of {count()}: {text}")
+    if is_first() or not lost:
+        with contextlib.suppress(Exception):  # the store may be gone with the process that held it
+            _joined.store.set(f"tlkit/failed/{rank()}", str(error))
     leave()
-    return None if lost or _heard([0]) is not None else TlkitError(f"process {rank()} of {count()}: {error}")
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(Exception):  # the store may be gone with the process that held it
-        _joined.store.set(f"tlkit/failed/{rank()}", text)
+    if is_first():
+        return error
+    speaks = _heard([0]) is None and _joined.store.add("tlkit/speaks", 1) == 1
+    return TlkitError(f"process {rank()} of {count()}: {error}") if speaks else None
 
 
 def _heard(numbers: Sequence[int]) -> tuple[int, str] | None:

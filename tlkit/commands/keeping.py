@@ -59,7 +59,7 @@ def kept_when_stopped(
         if not keep_state:
             shutil.rmtree(state)
     except BaseException as error:
-        mistaken = isinstance(error, TlkitError) and not isinstance(error, InputLost)
+        mistaken = isinstance(error, TlkitError) and not isinstance(error, InputLost | processes.PeerLost)
         unusable = mistaken or not (run / run_folder.RECIPE).is_file()
         if fresh and unusable and {path.name for path in state.iterdir()} <= {run_folder.JOB}:
             shutil.rmtree(run, ignore_errors=True)  # the same command can be given again
