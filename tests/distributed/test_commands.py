@@ -16,9 +16,10 @@ SGD = ("--optimizer", "sgd", "--lr", "0.01", "--augment", "none", "--batch-size"
 LEARNT = {
     "full": ("finetune", "--strategy", "full", "--epochs", 2, "--bn", "train", *SGD),
     "gradual": ("unfreeze", "--stages", 3, "--epochs-per-stage", 2, "--ema", 0.5, "--test-fraction", 0.2, *SGD),
-    "auto": ("finetune", "--strategy", "auto", "--folds", 2, "--epochs", 1, "--precision", "fp32"),
+    "auto": ("finetune", "--strategy", "auto", "--epochs", 1, "--precision", "fp32"),
+    "folds": ("finetune", "--strategy", "probe", "--folds", 2, "--precision", "fp32"),
     "mixed": ("pretrain", "--epochs", 2, "--mixup", 0.2, "--clip", 1, "--accumulate", 2, "--precision", "fp32"),
-    "searched": ("finetune", "--strategy", "differential", "--epochs", 1, "--lr", "auto", "--precision", "fp32"),
+    "searched": ("finetune", "--strategy", "full", "--epochs", 1, "--lr", "auto", "--bn", "frozen", "--ema", 0.5),
 }
 ADAPTED = {
     "whole": ("--strategy", "full", "--method", "mmd", "--epochs", 2, *SGD),
