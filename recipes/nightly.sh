@@ -61,7 +61,7 @@ main() {
 # The last night that has not ended, if any.
 begun() {
   local folder last=
-  for folder in "$1"/*/; do
+  for folder in "$1"/[0-9]*-[0-9]*/; do
     if [[ -d $folder && ! -f $folder/exit-code ]]; then last=${folder%/}; fi
   done
   echo "$last"

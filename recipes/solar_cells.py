@@ -5,14 +5,14 @@ command   pip install elpv-dataset     (the images, 90 MB)
 expected  2,624 cells: solar/mono with 705 functional and 369 defective ones, solar/poly with 1,098 and 452;
           solar/cells.csv names all of them
 time      a second
-source    Buerhop-Lutz et al. 2018, A Benchmark for Visual Identification of Defective Solar Cells in Electroluminescence
-          Imagery (EU PVSEC, doi:10.4229/35thEUPVSEC20182018-5CV.3.15): https://github.com/zae-bayern/elpv-dataset
+source    Buerhop-Lutz et al. 2018, A Benchmark for Visual Identification of Defective Solar Cells in
+          Electroluminescence Imagery, doi:10.4229/35thEUPVSEC20182018-5CV.3.15: https://github.com/zae-bayern/elpv-dataset
 licence   of the images: CC BY-NC-SA 4.0, so not for commercial use. They come with elpv-dataset, not with tlkit
 
-An expert judged each cell functional or defective, and was sure of it or not; the data set has that as a probability of a
-defect: 0 and 1 where sure, 1/3 for "functional, not sure", 2/3 for "defective, not sure" (Deitsch et al. 2019, Automatic
-classification of defective photovoltaic module cells in electroluminescence images, Solar Energy 185, arXiv:1807.02894).
-What becomes of the 401 that the expert was not sure of is said by --unsure:
+An expert judged each cell functional or defective, and was sure of it or not. The data set has that as a probability of
+a defect: 0 and 1 where sure, 1/3 for "functional, not sure", 2/3 for "defective, not sure" (Deitsch et al. 2019,
+Automatic classification of defective photovoltaic module cells in electroluminescence images, Solar Energy 185,
+arXiv:1807.02894). What becomes of the 401 that the expert was not sure of is said by --unsure:
 
 judged      as the expert judged: functional at 1/3, defective at 2/3 (the default)
 defective   any doubt is a defect, as Deitsch et al. 2019 have it (they let such cells count less)
@@ -65,7 +65,9 @@ def main() -> None:
     """Write the folder that the command line names."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, help="folder to write; never overwritten")
-    parser.add_argument("--unsure", choices=LEAST_DEFECTIVE, default="judged", help="cells that the expert was not sure of")
+    parser.add_argument(
+        "--unsure", choices=LEAST_DEFECTIVE, default="judged", help="cells that the expert was not sure of"
+    )
     options = parser.parse_args()
     found = importlib.util.find_spec("elpv_dataset")
     if found is None or found.origin is None:

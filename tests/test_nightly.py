@@ -1,4 +1,4 @@
-"""``recipes/nightly.sh``: what it does in a night, and after one that was stopped; and the line that cron starts it by."""
+"""``recipes/nightly.sh``: what it does in a night, and after one that was stopped; and how cron starts it."""
 
 from __future__ import annotations
 
@@ -96,8 +96,9 @@ def test_a_night_takes_its_steps_and_keeps_what_they_say(nights: Nights) -> None
     for step in STEPS:
         assert json.loads((night / f"{step}.json").read_text())["metrics"]["top1"] == 0.875
     assert (night / "exit-code").read_text() == "0\n"
-    calls = (nights.home / "said").read_text().splitlines()
-    assert calls[1] == f"finetune nights/{night.name}/clean.csv --test-fraction 0.2 --out nights/{night.name}/run --strategy probe --json"
+    finetune = (nights.home / "said").read_text().splitlines()[1]
+    begin, out = f"nights/{night.name}/clean.csv", f"nights/{night.name}/run"
+    assert finetune == f"finetune {begin} --test-fraction 0.2 --out {out} --strategy probe --json"
 
 
 def test_without_new_photos_none_are_labelled(nights: Nights) -> None:
@@ -202,7 +203,7 @@ exec {shlex.quote(sys.executable)} -m tlkit "$@"
 def test_real_nights_on_made_images(
     tmp_path: Path, make_shapes: Callable[..., Path], small: tuple[str, ...], read_csv: Callable[[Path], Any]
 ) -> None:
-    """One is left alone, one stopped as soon as it has learnt something, and gone on with: both end with the same network."""
+    """One is left alone, one stopped once it has learnt something and gone on with: both end with the same network."""
     models = {}
     for name in ("whole", "stopped"):
         home = tmp_path / name

@@ -1,4 +1,4 @@
-"""Recipes can be used as they are: every key and value fits its command, the header says what to expect, the wheel has them."""
+"""Recipes can be used as they are: each key and value fits its command, the header says what to expect."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_recipe_runs_on_made_images(
     quick = ("--epochs", 1, "--batch-size", 8)
     words: dict[str, tuple[Any, ...]] = {
         "adapt": ("--source", source, "--target", target, *quick, "--seeds", 1, "--out", run),
-        "adapt/solar-cells": ("--source", source, "--target", target, *small, *quick, "--method", "mcc", "--out", run),
+        "adapt/solar-cells": ("--source", source, "--target", target, *small, *quick, "--seeds", 1, "--out", run),
         "check-data": (source,),
         "compare": (trained, shutil.copytree(trained, tmp_path / "same"), "--data", source, "--device", "cpu"),
         "count-params": ("test_resnet", "alexnet"),
@@ -165,7 +165,17 @@ def test_a_wheel_has_them(tmp_path: Path) -> None:
         shutil.copy(ROOT / name, project)
     for name in ("tlkit", "recipes"):
         shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, project]
+    build = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        tmp_path,
+        project,
+    ]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("tlkit-*.whl")
     with zipfile.ZipFile(wheel) as archive:

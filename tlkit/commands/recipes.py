@@ -88,10 +88,9 @@ def shipped() -> dict[str, Recipe]:
     if folder is None:
         what = "the recipes are missing from the installation"
         raise TlkitError(what, where=FOLDERS[0], remedy="install tlkit again")
-    paths = sorted(folder.glob("*/*.yaml"))
-    known = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
-    known |= {name: folder / name for name in SCRIPTS if (folder / name).is_file()}
-    return {name: Recipe(name, path) for name, path in known.items()}
+    options = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.glob("*/*.yaml")}
+    scripts = {name: folder / name for name in SCRIPTS if (folder / name).is_file()}
+    return {name: Recipe(name, path) for name, path in [*sorted(options.items()), *scripts.items()]}
 
 
 def _find(name: str, known: dict[str, Recipe]) -> Recipe:
