@@ -2,15 +2,17 @@
 # A night's work on a folder of photos: look what is wrong in it, train on what is clean, measure, label new photos.
 #
 # command   recipes/nightly.sh PHOTOS NEW NIGHTS [OPTION...]
-#           PHOTOS: labelled photos, as for tlkit finetune; NEW: a folder of photos to label; NIGHTS: a folder that gets one
-#           for each night; OPTION: of tlkit finetune, such as --strategy probe or --recipe mine.yaml
-# expected  NIGHTS/DATE-TIME/ with labels.csv, run/ (report.html, the network), clean.csv (what was trained on, and beside it
-#           what was left out), the JSON object of each command, log.txt; one line on stdout. A night that was stopped
-#           (Ctrl-C, SIGTERM, a power cut) is gone on with by the next one. Two never run at once
-# exit      0 done; 1 a mistake in input or data, or another night is still at work; 2 usage; 130 interrupted; 143 terminated
-# time      that of tlkit finetune, and a few seconds for each of the others
-# needs     Linux: flock and setsid of util-linux; another tlkit than that of PATH: TLKIT=/path/to/tlkit
-# source    README.md of tlkit; recipes/nightly.cron starts it every night
+#           PHOTOS: labelled photos, as for tlkit finetune; NEW: a folder of photos to label; NIGHTS: a folder that gets
+#           one for each night; OPTION: of tlkit finetune, such as --strategy probe or --recipe mine.yaml
+# expected  NIGHTS/DATE-TIME/ with labels.csv, run/ (the network, report.html), clean.csv (what was trained on; beside it
+#           what was left out), the JSON object of each command, log.txt; one line on stdout
+# time      that of tlkit finetune, and some seconds for each of the other commands
+# needs     Linux: flock and setsid of util-linux. Another tlkit than that of PATH: TLKIT=/path/to/tlkit
+# source    tlkit check-data, finetune, evaluate and predict --help; recipes/nightly.cron starts it every night
+#
+# A night that was stopped (Ctrl-C, SIGTERM, a power cut) is gone on with by the next one, with the options that it began
+# with. Two never run at once.
+# Exit codes: 0 done; 1 a mistake in input or data, or another night is at work; 2 usage; 130 interrupted, 143 terminated.
 set -euo pipefail
 
 tlkit=${TLKIT:-tlkit}
@@ -72,8 +74,8 @@ todo() {
   [[ ! -f $night/$1.json ]]
 }
 
-# step NAME WORD...: runs tlkit WORD... and keeps its JSON object as NAME.json. In a session of its own, so that a signal to
-# all processes of a terminal or a batch system reaches it once, through stop.
+# step NAME WORD...: runs tlkit WORD... and keeps its JSON object as NAME.json. In a session of its own, so that a signal
+# to all processes of a terminal or a batch system reaches it once, through stop.
 step() {
   local name=$1 code=0
   shift

@@ -55,7 +55,7 @@ class Nights:
         path = f"{self.home}{os.pathsep}{os.environ['PATH']}"
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         env = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)} | environment
-        return subprocess.Popen(words, cwd=self.home, env=env, text=True, start_new_session=True, **pipes)  # type: ignore[call-overload, no-any-return]
+        return subprocess.Popen(words, cwd=self.home, env=env, text=True, start_new_session=True, **pipes)
 
     def run(self, *options: str, **environment: str) -> tuple[int, str, str]:
         """Exit code, stdout and stderr of a night."""
@@ -191,7 +191,7 @@ def test_cron_lines_are_of_commands_that_there_are() -> None:
 def _command(name: str) -> Any:
     import typer
 
-    return typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    return typer.main.get_command(app).commands[name]
 
 
 REAL = f"""#!/bin/bash

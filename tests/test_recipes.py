@@ -46,7 +46,7 @@ def stored_options(command: str) -> dict[str, Any]:
 
 
 def test_each_command_has_a_recipe_or_needs_none() -> None:
-    commands = set(typer.main.get_command(app.app).commands)  # type: ignore[attr-defined]
+    commands = set(typer.main.get_command(app.app).commands)
     assert commands - {path.parent.name for path in FILES} <= set(NEED_NONE)
     assert set(NEED_NONE) <= commands
 
