@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 
 from tlkit.commands import recipes as recipes_module
+from tlkit.commands.recipes import SCRIPTS
 
 Tlkit = Callable[..., Any]
 ROOT = Path(__file__).parents[2]
-NAMES = sorted(path.relative_to(ROOT / "recipes").with_suffix("").as_posix() for path in ROOT.glob("recipes/*/*.yaml"))
+YAML = sorted(path.relative_to(ROOT / "recipes").with_suffix("").as_posix() for path in ROOT.glob("recipes/*/*.yaml"))
+NAMES = [*YAML, *SCRIPTS]
 
 
 def test_all_are_listed_with_what_they_do(tlkit: Tlkit) -> None:
@@ -23,7 +26,7 @@ def test_all_are_listed_with_what_they_do(tlkit: Tlkit) -> None:
     told = tlkit("recipes", "--json").json["recipes"]
     assert [recipe["name"] for recipe in told] == NAMES
     for recipe in told:
-        assert recipe["command"] == recipe["name"].split("/")[0]
+        assert recipe["command"] == (None if recipe["name"] in SCRIPTS else recipe["name"].split("/")[0])
         assert len(recipe["title"]) > 20
         assert Path(recipe["path"]).is_file()
 
@@ -45,8 +48,19 @@ def test_one_is_copied_to_a_file_that_its_command_takes(tlkit: Tlkit, tmp_path: 
 
 def test_several_are_copied_to_a_folder(tlkit: Tlkit, tmp_path: Path) -> None:
     assert tlkit("recipes", "--out", tmp_path / "all").code == 0
-    found = (tmp_path / "all").rglob("*.yaml")
-    assert sorted(path.relative_to(tmp_path / "all").with_suffix("").as_posix() for path in found) == NAMES
+    found = (path.relative_to(tmp_path / "all") for path in (tmp_path / "all").rglob("*") if path.is_file())
+    assert sorted(path.as_posix() for path in found) == sorted([*(f"{name}.yaml" for name in YAML), *SCRIPTS])
+
+
+def test_a_script_is_shown_by_its_whole_name_and_copied_so_that_it_can_be_run(tlkit: Tlkit, tmp_path: Path) -> None:
+    script = ROOT / "recipes" / "nightly.sh"
+    assert tlkit("recipes", "nightly.sh").out == script.read_text(encoding="utf-8")
+    for copied, name in ((tmp_path / "mine", "nightly.sh"), (tmp_path / "all" / "nightly.sh", None)):
+        words = (name, "--out", copied) if name else ("--out", copied.parent)
+        assert tlkit("recipes", *words).code == 0
+        assert copied.read_bytes() == script.read_bytes()
+        assert os.access(copied, os.X_OK)
+    assert not os.access(tmp_path / "all" / "nightly.cron", os.X_OK)
 
 
 def test_a_plan_writes_nothing(tlkit: Tlkit, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""List, show and copy the recipes that come with tlkit."""
+"""List, show and copy the recipes that come with tlkit, and the scripts beside them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,26 @@ FOLDERS = (PACKAGE / "recipes", PACKAGE.parent / "recipes")
 """Where they are: in the package once it is installed, else at the top of the project."""
 
 
+SCRIPTS = ("nightly.sh", "nightly.cron", "solar_cells.py")
+"""Files beside the recipes: a shell script, how cron starts it, and what makes a folder of a data set."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A file of option values.
+    """A file of option values, or a script that stands beside them.
 
     Args:
-        name: ``COMMAND/NAME``.
+        name: ``COMMAND/NAME``, of a script its file's name.
         path: The file.
     """
 
     name: str
     path: Path
+
+    @property
+    def command(self) -> str | None:
+        """The command that takes it; None for a script."""
+        return self.name.partition("/")[0] if "/" in self.name else None
 
     @property
     def text(self) -> str:
@@ -38,10 +47,12 @@ class Recipe:
         """The first sentence of its header."""
         lines = []
         for line in self.text.splitlines():
-            if not line.startswith("# "):
+            words = line.strip('#" ')  # of a comment, or of a Python file's docstring
+            if not words:
                 break
-            lines.append(line.removeprefix("# ").strip())
-        return f"{' '.join(lines).partition('. ')[0].rstrip('.')}"
+            if not line.startswith("#!"):
+                lines.append(words)
+        return " ".join(lines).partition(". ")[0].rstrip(".")
 
 
 def recipes(recipes: config.Recipes, output: config.Output, console: Console) -> dict[str, Any]:
@@ -77,9 +88,9 @@ def shipped() -> dict[str, Recipe]:
     if folder is None:
         what = "the recipes are missing from the installation"
         raise TlkitError(what, where=FOLDERS[0], remedy="install tlkit again")
-    paths = sorted(folder.glob("*/*.yaml"))
-    names = (path.relative_to(folder).with_suffix("").as_posix() for path in paths)
-    return {name: Recipe(name, path) for name, path in zip(names, paths, strict=True)}
+    options = {path.relative_to(folder).with_suffix("").as_posix(): path for path in folder.glob("*/*.yaml")}
+    scripts = {name: folder / name for name in SCRIPTS if (folder / name).is_file()}
+    return {name: Recipe(name, path) for name, path in [*sorted(options.items()), *scripts.items()]}
 
 
 def _find(name: str, known: dict[str, Recipe]) -> Recipe:
@@ -95,20 +106,26 @@ def _find(name: str, known: dict[str, Recipe]) -> Recipe:
     raise TlkitError("unknown recipe", where=name, remedy=remedy)
 
 
-def _told(recipe: Recipe) -> dict[str, str]:
-    command = recipe.name.partition("/")[0]
-    return {"name": recipe.name, "command": command, "title": recipe.title, "path": str(recipe.path)}
+def _told(recipe: Recipe) -> dict[str, str | None]:
+    return {"name": recipe.name, "command": recipe.command, "title": recipe.title, "path": str(recipe.path)}
 
 
 def _copy(chosen: list[Recipe], out: Path, *, single: bool) -> None:
     """One recipe to a file, several to a new folder."""
     try:
         if single:
-            shutil.copyfile(chosen[0].path, out)
+            _copy_file(chosen[0].path, out)
             return
         for recipe in chosen:
-            target = out / f"{recipe.name}.yaml"
+            target = out / (f"{recipe.name}.yaml" if recipe.command else recipe.name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(recipe.path, target)
+            _copy_file(recipe.path, target)
     except OSError as error:
         raise TlkitError(f"cannot be written ({error.strerror})", where=out, remedy="choose another --out") from error
+
+
+def _copy_file(path: Path, target: Path) -> None:
+    """A copy that can be written, whatever the package's files are, and run where the file says by what."""
+    shutil.copyfile(path, target)
+    if path.read_bytes().startswith(b"#!"):
+        target.chmod(target.stat().st_mode | 0o111)
