@@ -18,7 +18,7 @@ import typer
 from typer import TyperException
 
 from tlkit import __version__, config
-from tlkit.cli.options import options_from_configs
+from tlkit.cli.options import groups_of, options_from_configs
 from tlkit.errors import TlkitError
 
 app = typer.Typer(
@@ -256,6 +256,18 @@ def models(models: config.Listed, output: config.Output) -> None:
     _start("models", locals())
 
 
+@app.command("run")
+@options_from_configs
+def run_(pipeline: config.Pipeline, output: config.Output) -> None:
+    """Run a pipeline: commands as steps of a file, which take what they need from steps before (${pretrain.run}).
+
+    Its folder (--out, else runs/NAME) holds a run for each. The same command again goes on there: what is done is
+    skipped, what was cut is resumed, and what depends on an option or file that has changed (its size or time) is done
+    anew, in a folder of its own.
+    """
+    _start("run", locals() | {"commands": _commands_of_steps()})
+
+
 @app.command()
 @options_from_configs
 def recipes(recipes: config.Recipes, output: config.Output) -> None:
@@ -275,6 +287,14 @@ def demo(compute: config.Compute, output: config.Output) -> None:
 def doctor(output: config.Output) -> None:
     """Check the installation: versions, devices, missing extras, each with its remedy."""
     _start("doctor", locals())
+
+
+def _commands_of_steps() -> dict[str, tuple[Any, ...]]:
+    """The option groups of each command that a pipeline's step can be: of every other one."""
+    functions = {
+        info.name or info.callback.__name__: info.callback for info in app.registered_commands if info.callback
+    }
+    return {name.replace("_", "-"): groups_of(function) for name, function in functions.items() if name != "run"}
 
 
 def _start(name: str, groups: dict[str, Any]) -> None:
@@ -332,6 +352,8 @@ def _terminate(*_: object) -> None:
     if hasattr(signal, "SIGCHLD"):  # the group's decoding processes die of the same signal: torch would raise for each
         # a handler that does nothing, not SIG_DFL: Python prints an error where a pending signal finds none
         signal.signal(signal.SIGCHLD, lambda *_: None)
+    # a batch system may tell each process, and a pipeline its steps: told twice, nobody should break off the saving
+    signal.signal(signal.SIGTERM, lambda *_: None)
     raise _Terminated
 
 
@@ -383,5 +405,6 @@ def _fail(error: TlkitError, arguments: Sequence[str], code: int) -> int:
     if "--json" in arguments:
         command = next((word for word in arguments if not word.startswith("-")), None)
         told = {"what": error.what, "where": error.where, "remedy": error.remedy, "details": error.details}
-        print(json.dumps({"command": command, "version": __version__, "error": told, "exit_code": code}))
+        whole = {"command": command, "version": __version__} | error.told | {"error": told, "exit_code": code}
+        print(json.dumps(whole))
     return code
