@@ -261,11 +261,11 @@ def models(models: config.Listed, output: config.Output) -> None:
 def run_(pipeline: config.Pipeline, output: config.Output) -> None:
     """Run a pipeline: commands as steps of a file, which take what they need from steps before (${pretrain.run}).
 
-    Its folder (--out, else runs/NAME) holds a run for each. The same command again goes on there: what is done is
-    skipped, what was cut is resumed, and what depends on an option or file that has changed (its size or time) is done
-    anew, in a folder of its own.
+    Its folder (--out, by default runs/NAME) holds a run for each, and may be there already: what is done is skipped.
+
+    What was cut is resumed; what depends on an option or a file that has changed (its size or time) is done anew.
     """
-    _start("run", locals() | {"commands": _commands_of_steps()})
+    _start("run", locals())
 
 
 @app.command()
@@ -307,7 +307,8 @@ def _start(name: str, groups: dict[str, Any]) -> None:
     console = Console(json=output.json, quiet=output.quiet, mute=mute)
     try:
         function = name.replace("-", "_")
-        summary: dict[str, Any] = getattr(_import_command(function), function)(**groups, console=console)
+        more = {"commands": _commands_of_steps()} if name == "run" else {}
+        summary: dict[str, Any] = getattr(_import_command(function), function)(**groups, **more, console=console)
     except KeyboardInterrupt:
         raise _Interrupted from None  # Typer would end without a word, and without the one JSON object
     finally:

@@ -223,19 +223,24 @@ def _show(progress: Progress, console: Console) -> None:
     for cell in progress.places:
         seconds = f"{progress.seconds[cell]:.0f}" if cell in progress.seconds else "-"
         result = in_short(progress.results[cell]) if cell in progress.results else "-"
-        rows.append([cell.label, progress.state.get(cell, "waiting"), seconds, result, cell.folder])
-    console.table("", ["step", "state", "seconds", "result", "folder"], rows)
+        rows.append([cell.label, progress.state.get(cell, "waiting"), seconds, result, cell.digest])
+    console.table("", ["step", "state", "seconds", "result", "digest"], rows)
     found = [row for row in table(progress.results.items()) if row["main"]]
     if any(row["setting"] or row["n"] > 1 for row in found):
         cells = [
             [
                 " ".join([row["step"], *(f"{name}={in_words(value)}" for name, value in row["setting"].items())]),
                 called(row["main"]),
-                row["mean"][row["main"]],
-                "-" if row["sd"][row["main"]] is None else f"{row['sd'][row['main']]:.3f}",
+                _mean(row),
                 row["n"],
             ]
             for row in found
         ]
-        console.table("over seeds", ["step", "", "mean", "standard deviation", "seeds"], cells)
+        console.table("", ["step, whatever its seed", "", "mean ± sd", "n"], cells)
+    console.line(f"folders  {progress.root}/STEP-DIGEST")
     console.line(f"summary  {progress.root / run_folder.SUMMARY}")
+
+
+def _mean(row: Mapping[str, Any]) -> str:
+    mean, spread = row["mean"][row["main"]], row["sd"][row["main"]]
+    return f"{mean:.3f}" if spread is None else f"{mean:.3f} ± {spread:.3f}"

@@ -137,11 +137,8 @@ def _digest(
         known[option] = replaced(value, of_cells)
         if any(references(value)) or step.command.is_flag(option) or not step.command.names_place(option):
             continue
-        plain = known[option]
-        for place in plain if isinstance(plain, list) else [plain]:
-            if place not in prints:
-                prints[place] = fingerprint(place, folder)
-            if prints[place]:
-                known[f"{option} {place}"] = [str(Path(place).absolute()), prints[place]]
+        places = known[option] if isinstance(known[option], list) else [known[option]]
+        prints |= {place: fingerprint(place, folder) for place in places if place not in prints}
+        known[option] = [[str(Path(place).resolve()), prints[place]] if prints[place] else place for place in places]
     text = json.dumps([__version__, step.command.name, known], sort_keys=True, default=str)
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
