@@ -48,7 +48,10 @@ def read_yaml(path: Path, what: str) -> Any:
     except OSError as error:
         raise TlkitError(f"{what} cannot be read ({error.strerror})", where=path, remedy="check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TlkitError(f"not a YAML file ({error})", where=path, remedy="write 'key: value' lines") from error
+        reason = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            reason = f"line {error.problem_mark.line + 1}: {error.problem}"
+        raise TlkitError(f"not a YAML file ({reason})", where=path, remedy="write 'key: value' lines") from error
 
 
 def option_values(values: dict[Any, Any], known: dict[str, Any], where: object) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from tlkit.pipelines.child import command_line, run_child
 from tlkit.pipelines.command import command_of
 from tlkit.pipelines.figures import called, in_short, table
 from tlkit.pipelines.locks import locked
-from tlkit.pipelines.place import LOGS, Place, check_folder
+from tlkit.pipelines.place import LOGS, PIPELINE, Place, check_folder
 from tlkit.pipelines.reading import read_pipeline
 
 
@@ -104,6 +104,7 @@ def run(
         progress = Progress(path, root, places, time.monotonic())
         progress.write()
         (root / LOGS).mkdir(exist_ok=True)
+        run_folder.write_text(root / PIPELINE, path.read_text(encoding="utf-8"))
         try:
             _carry_out(progress, pipeline.keep_going, output.quiet, descriptors, console)
         except BaseException as error:

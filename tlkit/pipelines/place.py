@@ -20,6 +20,7 @@ from tlkit.pipelines.references import Reference, field_of, references, replaced
 
 LOGS = "logs"
 PIPELINE = "pipeline.yaml"
+"""A copy of the file, as it was last run."""
 
 
 @dataclass(frozen=True)
