@@ -382,6 +382,18 @@ def test_real_steps(tlkit: Tlkit, night: Night, shapes: Path, tmp_path: Path) ->
     assert "tlkit: error: " in log and " predict --recipe " in log.splitlines()[0]
 
 
+def test_the_summary_tells_what_runs(tlkit: Tlkit, steps: Steps, night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def looking(*arguments: Any) -> Ended:
+        seen.append(states(json.loads(Path("runs/night/summary.json").read_text())))
+        return steps.run(*arguments)
+
+    monkeypatch.setattr(run_module, "run_child", looking)
+    assert tlkit("run", night(NIGHT)).code == 0
+    assert seen == [["running", "waiting", "waiting"], ["done", "running", "waiting"], ["done", "done", "running"]]
+
+
 @unix
 def test_one_at_a_time(tlkit: Tlkit, steps: Steps, night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
     from tlkit.pipelines import locks

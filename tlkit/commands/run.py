@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,8 +32,8 @@ class Progress:
         places: Where each cell's result is, in order.
         started: When it was begun, on the monotonic clock.
         results: Of the cells that are done.
-        state: Of each cell: waiting, skipped (it was done before), done, failed, blocked (it needs one that failed) or
-            stopped.
+        state: Of each cell: waiting, running, skipped (it was done before), done, failed, blocked (it needs one that
+            failed) or stopped.
         seconds: That a cell took in this start.
         errors: Why it failed.
     """
@@ -76,6 +77,11 @@ class Progress:
         told = {"command": "run", "version": __version__, "seconds": seconds} | self.told(exit_code)
         run_folder.write_json(self.root / run_folder.SUMMARY, told)
 
+    def stop(self, exit_code: int) -> None:
+        """Write that the step that runs was stopped."""
+        self.state |= {cell: "stopped" for cell, state in self.state.items() if state == "running"}
+        self.write(exit_code)
+
 
 def run(
     pipeline: config.Pipeline,
@@ -109,9 +115,12 @@ def run(
             _carry_out(progress, pipeline.keep_going, output.quiet, descriptors, console)
         except BaseException as error:
             if not isinstance(error, Exception):  # Ctrl-C, SIGTERM
-                progress.write(130 if isinstance(error, KeyboardInterrupt) else 143)
-                where = f" --out {output.out}" if output.out else ""
-                console.warn(f"go on with: tlkit run {path}{where}")
+                progress.stop(130 if isinstance(error, KeyboardInterrupt) else 143)
+                flags = [
+                    *(["--keep-going"] if pipeline.keep_going else []),
+                    *(["--out", str(root)] if output.out else []),
+                ]
+                console.warn(f"go on with: {shlex.join(['tlkit', 'run', str(path), *flags])}")
             raise
         progress.write(1 if progress.errors else 0)
     _show(progress, console)
@@ -146,7 +155,8 @@ def _carry_out(progress: Progress, keep_going: bool, quiet: bool, descriptors: S
             say(f"done before: {in_short(result)}")
             continue
         began = time.monotonic()
-        progress.state[cell] = "stopped"  # so it stays, unless it comes to an end
+        progress.state[cell] = "running"
+        progress.write()
         try:
             progress.results[cell] = _do(place, progress.results.__getitem__, quiet, descriptors, say)
             progress.state[cell] = "done"
@@ -155,7 +165,6 @@ def _carry_out(progress: Progress, keep_going: bool, quiet: bool, descriptors: S
         progress.seconds[cell] = time.monotonic() - began
         done = in_short(progress.results[cell]) if cell in progress.results else f"failed: {progress.errors[cell]}"
         say(f"{done}, {progress.seconds[cell]:.0f} s")
-        progress.write()
 
 
 def _do(

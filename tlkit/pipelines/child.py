@@ -40,7 +40,9 @@ class Ended:
         if isinstance(given, dict):
             line = f"{given['where']}: {given['what']}" if given.get("where") else str(given["what"])
             return f"{line}; {given['remedy']}" if given.get("remedy") else line
-        if self.code == -signal.SIGKILL:
+        if self.told:
+            return "its checks found something"  # check-data --strict, doctor
+        if self.code == -9:
             return "it was killed, perhaps for lack of memory"
         return "it did not say why" if self.code > 0 else f"it was ended by {signal.Signals(-self.code).name}"
 
@@ -91,7 +93,10 @@ def run_child(command: Sequence[str], log: Path, tell: Callable[[str], None], de
         finally:
             reader.join(timeout=10)  # a process that the step has left behind may hold the other end for longer
         out.seek(0)
-        return Ended(process.returncode, _object_in(out.read()))
+        ended = Ended(process.returncode, _object_in(out.read()))
+        if ended.code and ended.told:
+            file.write(json.dumps(ended.told, indent=2) + "\n")
+        return ended
 
 
 def _pass_on(lines: IO[bytes], file: IO[str], tell: Callable[[str], None], stopping: threading.Event) -> None:
