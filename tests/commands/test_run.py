@@ -207,6 +207,7 @@ def test_a_failing_step_is_one_line(tlkit: Tlkit, steps: Steps, night: Night) ->
     told = json.loads(done.out)
     assert states(told) == ["done", "failed", "waiting"]
     assert (told["exit_code"], told["error"]["what"]) == (1, line)
+    assert told["seconds"] >= 0
     assert line == f"step 'finetune': {told['steps'][1]['error']}"
     assert json.loads(Path("runs/night/summary.json").read_text())["exit_code"] == 1
     assert steps.calls == ["pretrain", "finetune"]

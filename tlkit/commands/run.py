@@ -52,6 +52,7 @@ class Progress:
         return {
             "pipeline": str(self.pipeline.absolute()),
             "out": str(self.root),
+            "seconds": round(time.monotonic() - self.started, 3),
             "steps": [self._step(cell, place) for cell, place in self.places.items()],
             "table": table(self.results.items()),
             **({} if exit_code is None else {"exit_code": exit_code}),
@@ -73,8 +74,7 @@ class Progress:
 
     def write(self, exit_code: int | None = None) -> None:
         """Write the summary; it has no exit code while the pipeline runs."""
-        seconds = round(time.monotonic() - self.started, 3)
-        told = {"command": "run", "version": __version__, "seconds": seconds} | self.told(exit_code)
+        told = {"command": "run", "version": __version__} | self.told(exit_code)
         run_folder.write_json(self.root / run_folder.SUMMARY, told)
 
     def stop(self, exit_code: int) -> None:
