@@ -65,12 +65,9 @@ def main():
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 summary = folder / "killed" / "summary.json"
-                states = (
-                    [step["state"] for step in json.loads(summary.read_text())["steps"]] if summary.exists() else []
-                )
-                print(
-                    f"killed {moment - done:.0f} s after its start; steps done: {len(states) - states.count('waiting')}"
-                )
+                steps = json.loads(summary.read_text())["steps"] if summary.exists() else []
+                hit = next((step["step"] for step in steps if step["state"] == "running"), "nothing")
+                print(f"killed {moment - done:.0f} s after its start, in {hit}")
             done = moment
         if code := start("killed").wait():
             sys.exit(f"exit code {code}")

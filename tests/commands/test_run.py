@@ -350,7 +350,7 @@ def real(data: Path, epochs: int = 1) -> str:
     common = {"data": str(data), "device": "cpu", "precision": "fp32"}
     size = {"image_size": 64, "batch_size": 8}
     steps = {
-        "pretrain": common | size | {"model": "test_resnet", "epochs": epochs, "checkpoint_every": "2steps"},
+        "pretrain": common | size | {"model": "test_resnet", "epochs": 4 * epochs, "checkpoint_every": "2steps"},
         "unfreeze": common | {"from": "${pretrain.run}", "stages": 2, "epochs_per_stage": epochs},
         "predict": {"model": "${unfreeze.run}", "paths": [str(data)], "device": "cpu", "precision": "fp32"},
     }
@@ -436,7 +436,8 @@ def test_stopped_it_saves_and_goes_on_to_the_same_results(
         f"note: go on with: tlkit run {path} --out {out}",
         f"tlkit: error: {'interrupted' if code == 130 else 'terminated'}",
     ]
-    assert list(out.glob("pretrain-*/state/*.safetensors"))
+    summary = json.loads((out / "summary.json").read_text())
+    assert (states(summary), summary["exit_code"]) == (["stopped", "waiting", "waiting"], code)
     again = started(path, out)
     stderr = again.communicate()[1]
     assert again.returncode == 0, stderr
