@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from tlkit import config
+from tlkit import config, processes
 from tlkit.errors import TlkitError
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def accelerator(compute: config.Compute) -> Accelerator:
-    """The device and precision that the options ask for.
+    """The device and precision that the options ask for; brings the processes together, where there are several.
 
     Raises:
         TlkitError: The device is not there, or it cannot compute in that precision.
@@ -41,6 +41,7 @@ def accelerator(compute: config.Compute) -> Accelerator:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to people who call Accelerate themselves
         PartialState(cpu=device == "cpu")
+        processes.join()
         return Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
 
 

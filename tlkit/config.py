@@ -686,6 +686,21 @@ class Caching(CacheBudget):
 
 
 @dataclass(frozen=True)
+class Tracking(Checked):
+    """Following the training in another program."""
+
+    track: Annotated[
+        str | None,
+        Opt(
+            "Draw curves in tensorboard, wandb, mlflow or another of Accelerate's trackers, several with commas"
+            " between; by default in none. Files go to RUN/tracking; with --folds, each fold's to"
+            " RUN/folds/1/tracking and so on.",
+            metavar="NAME,...",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Output(Checked):
     """What is printed and written."""
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import yaml
 
+from tlkit import processes
 from tlkit.errors import TlkitError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 RECIPE, SUMMARY, METRICS = "recipe.yaml", "summary.json", "metrics.jsonl"
 SPLITS, PREDICTIONS, SKIPPED, REPORT = "splits.csv", "predictions.csv", "skipped_files.csv", "report.html"
-STATE = "state"
+STATE, TRACKING, JOB = "state", "tracking", "job"
 PART = ".tlkit-"
 """How the name of a file begins that is being written."""
 
@@ -47,6 +48,9 @@ def new_run(out: Path | None, command: str) -> Path:
     while True:
         try:
             run.mkdir(parents=True)
+            if job := processes.job():  # torchrun may start it again
+                (run / STATE).mkdir()
+                write_text(run / STATE / JOB, job)
             return run
         except OSError as error:
             refuse_existing(out)
@@ -55,6 +59,22 @@ def new_run(out: Path | None, command: str) -> Path:
                 raise TlkitError(what, where=run, remedy="choose another --out") from error
         number += 1  # two runs in one second
         run = stem.with_name(f"{stem.name}-{number}")
+
+
+def begun_by_this_job(out: Path | None, command: str) -> Path | None:
+    """The unfinished run that this job had begun, before torchrun started it again; None where there is none.
+
+    What was killed before it could be gone on with is removed.
+    """
+    if not processes.restarted():
+        return None
+    for run in [out] if out is not None else sorted(Path("runs").glob(f"{command}-*")):
+        mark = run / STATE / JOB
+        if mark.is_file() and mark.read_text(encoding="utf-8") == processes.job():
+            if (run / RECIPE).is_file():
+                return run
+            shutil.rmtree(run)
+    return None
 
 
 def refuse_existing(out: Path | None) -> None:

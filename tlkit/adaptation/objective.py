@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tlkit import processes
 from tlkit.adaptation.method import Domains
 from tlkit.networks.forward import classify, pooled_features
 from tlkit.networks.stages import BOTTLENECK
@@ -49,10 +51,37 @@ class Head(nn.Module):
             return features, self.classifier(features)
 
 
+class _Joined(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(processes.count())]
+        dist.all_gather(parts, rows.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total.chunk(processes.count())[processes.rank()]
+
+
+def joined(rows: Tensor) -> Tensor:
+    """A tensor's rows of all processes, in their order, as many of each; gradients flow back to each one's own.
+
+    What flows back is the sum over processes. Where all compute the same loss of it, the mean of their gradients, which
+    is what they learn by, is thus the gradient of that loss.
+    """
+    if processes.count() == 1:
+        return rows
+    found: Tensor = _Joined.apply(rows)
+    return found
+
+
 class Adaptation(nn.Module):
     """Cross-entropy on the source, and the method's loss on source and target.
 
-    Both domains go through one forward pass: batch norm, and whatever runs in parallel, sees them together.
+    Both domains go through one forward pass: batch norm, and whatever runs in parallel, sees them together. Several
+    processes pass their parts of a batch, and each computes the losses of the whole of it.
 
     Args:
         learner: Maps inputs to features and logits.
@@ -92,10 +121,12 @@ class Adaptation(nn.Module):
         seen = target if self.loss is not None else None
         features, logits = self.learner(source if seen is None else torch.cat([source, seen]))
         with torch.autocast(features.device.type, enabled=False):
-            count = len(source)
-            task = F.cross_entropy(logits[:count], labels, self.class_weights, label_smoothing=self.label_smoothing)
+            of_source, of_target = (slice(len(source)), slice(len(source), None))
+            labels, source_logits = joined(labels), joined(logits[of_source])
+            task = F.cross_entropy(source_logits, labels, self.class_weights, label_smoothing=self.label_smoothing)
             if self.loss is None or seen is None:
                 return {"loss": task, "task": task.detach()}
-            both = features[:count], features[count:], logits[:count], logits[count:]
-            transfer = self.loss(Domains(*both, labels, self.progress))
+            both = joined(features[of_source]), joined(features[of_target])
+            target_logits = joined(logits[of_target])
+            transfer = self.loss(Domains(*both, source_logits, target_logits, labels, self.progress))
         return {"loss": task + self.weight * transfer, "task": task.detach(), "transfer": transfer.detach()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tlkit.data.content import digests
+from tlkit.data.content import digests, learn_digests
 from tlkit.data.folders import Samples
 from tlkit.data.loading import Progress, silent
 
@@ -29,7 +29,7 @@ def shared_with(trained: Mapping[str, str], samples: Samples, progress: Progress
     """
     if not trained:
         return []
-    digests(samples.root, samples.paths, progress)
+    learn_digests(samples.root, samples.paths, progress)
     return _among(trained, samples)
 
 

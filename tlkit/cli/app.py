@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 from typer import TyperException
 
-from tlkit import __version__, config
+from tlkit import __version__, config, processes
 from tlkit.cli.options import groups_of, options_from_configs
 from tlkit.errors import TlkitError
 
@@ -58,6 +58,7 @@ def finetune(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.Caching,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -81,6 +82,7 @@ def unfreeze(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.Caching,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -100,6 +102,7 @@ def pretrain(
     augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -119,6 +122,7 @@ def adapt(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.CacheBudget,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
 ) -> None:
@@ -297,18 +301,27 @@ def _commands_of_steps() -> dict[str, tuple[Any, ...]]:
     return {name.replace("_", "-"): groups_of(function) for name, function in functions.items() if name != "run"}
 
 
+SEVERAL = ("pretrain", "finetune", "unfreeze", "adapt", "evaluate", "predict", "extract-features")
+"""Commands that several processes can carry out together."""
+
+
 def _start(name: str, groups: dict[str, Any]) -> None:
     """Import ``tlkit.commands.<name>`` and call its function of that name with the config groups and a console."""
     from tlkit.cli.console import Console
 
     started = time.monotonic()
     output: config.Output = groups["output"]
-    mute = os.environ.get("RANK", "0") != "0"  # torchrun starts several processes for one command
-    console = Console(json=output.json, quiet=output.quiet, mute=mute)
+    console = Console(json=output.json, quiet=output.quiet, mute=not processes.is_first())
+    if processes.count() > 1 and name not in SEVERAL:
+        what = f"{processes.count()} processes were started for a command of one"
+        raise TlkitError(what, where=f"tlkit {name}", remedy="start it without torchrun")
     try:
         function = name.replace("-", "_")
+        command = getattr(_import_command(function), function)
+        if processes.count() > 1:
+            _import("tlkit.compute").accelerator(groups["compute"])
         more = {"commands": _commands_of_steps()} if name == "run" else {}
-        summary: dict[str, Any] = getattr(_import_command(function), function)(**groups, **more, console=console)
+        summary: dict[str, Any] = command(**groups, **more, console=console)
     except KeyboardInterrupt:
         raise _Interrupted from None  # Typer would end without a word, and without the one JSON object
     finally:
@@ -323,8 +336,12 @@ def _import_command(name: str) -> Any:
     # Threads that have finished their part of a layer wait for the others in a busy loop, for milliseconds by default.
     # Where the cores are shared, with decoding processes or with somebody else, that takes from those that still work.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    return _import(f"tlkit.commands.{name}")
+
+
+def _import(name: str) -> Any:
     try:
-        return importlib.import_module(f"tlkit.commands.{name}")
+        return importlib.import_module(name)
     except Exception as error:
         # torch and torchvision of different builds fail while they are imported, in many ways (RuntimeError, OSError,
         # AttributeError ...) and with messages that help nobody: what tells is the package whose import broke off
@@ -369,6 +386,7 @@ def run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         result = command.main(args=list(arguments) or ["--help"], prog_name="tlkit", standalone_mode=False)
+        processes.leave()
     except TlkitError as error:
         return _fail(error, arguments, error.exit_code)
     except TyperException as error:
@@ -382,9 +400,15 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            processes.leave()
             raise
         remedy = "free some space, or give --out on another disk"
         return _fail(TlkitError("no space left on the disk", where=error.filename or "", remedy=remedy), arguments, 1)
+    except Exception as error:
+        if processes.is_lost(error):
+            return _fail(processes.PeerLost(), arguments, 1)
+        processes.leave()
+        raise
     return result if isinstance(result, int) else 0
 
 
@@ -400,12 +424,16 @@ def _usage_error(error: TyperException) -> TlkitError:
 
 
 def _fail(error: TlkitError, arguments: Sequence[str], code: int) -> int:
+    told = processes.last_words(error)
+    if told is None:
+        return code
+    error = told
     for detail in error.details:
         print(f"tlkit: {' '.join(detail.split())}", file=sys.stderr)
     print(f"tlkit: error: {error}", file=sys.stderr)
-    if "--json" in arguments:
+    if "--json" in arguments and processes.is_first():
         command = next((word for word in arguments if not word.startswith("-")), None)
-        told = {"what": error.what, "where": error.where, "remedy": error.remedy, "details": error.details}
-        whole = {"command": command, "version": __version__} | error.told | {"error": told, "exit_code": code}
+        parts = {"what": error.what, "where": error.where, "remedy": error.remedy, "details": error.details}
+        whole = {"command": command, "version": __version__} | error.told | {"error": parts, "exit_code": code}
         print(json.dumps(whole))
     return code

@@ -7,16 +7,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from tlkit import config, run_folder
+from tlkit import config, processes, run_folder
 from tlkit.adaptation.method import chosen
 from tlkit.commands.adapted import write_adapted
 from tlkit.commands.adapting import Asked, Trainings, prepare
 from tlkit.commands.console import Console
 from tlkit.commands.domains import read_domains, split_source, write_domains
-from tlkit.commands.keeping import kept_when_stopped
+from tlkit.commands.keeping import begun, kept_when_stopped, new_run
 from tlkit.errors import TlkitError, UsageError
 from tlkit.networks.build import weight_bytes
 from tlkit.training.optimizers import check_name
+from tlkit.training.tracking import chosen_trackers
 
 
 def adapt(
@@ -29,50 +30,61 @@ def adapt(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.CacheBudget,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
     console: Console,
 ) -> dict[str, Any]:
     """Adapt a network to another domain; see ``tlkit adapt --help``."""
     started = time.monotonic()
-    groups = (domains, adaptation, network, optimisation, variation, preprocess, compute, passing, caching)
+    groups = (domains, adaptation, network, optimisation, variation, preprocess, compute, passing, caching, tracking)
+    resume = begun(resume, output, "adapt", console)
     if resume.resume is not None:
         return _go_on(groups, resume, console, started)
     asked = Asked(*groups)
     _check(asked)
-    run_folder.refuse_existing(output.out)
+    processes.on_first(lambda: run_folder.refuse_existing(output.out))
     pair = split_source(read_domains(domains, console), domains, compute.seed, console)
     trainings = prepare(asked, pair, console)
     if output.plan:
         return _plan(trainings, console)
     copies = 6 * len(trainings.methods) * adaptation.seeds  # weights, optimiser, best: until the end
-    run_folder.require_space(output.out, copies * weight_bytes(trainings.loaded.network))
-    run = run_folder.new_run(output.out, "adapt")
-    with kept_when_stopped(run, "adapt", console, keep_state=resume.keep_state):
+    needed = copies * weight_bytes(trainings.loaded.network)
+    run = processes.on_first(lambda: new_run(output.out, "adapt", needed))
+
+    def begin() -> None:
         write_domains(run, pair)
         run_folder.write_recipe(run, config.effective_recipe("adapt", groups))
+
+    with kept_when_stopped(run, "adapt", console, keep_state=resume.keep_state):
+        processes.on_first(begin)
         return _carry_out(trainings, run, resume, console, started)
 
 
 def _carry_out(
     trainings: Trainings, run: Path, resume: config.Resume, console: Console, started: float
 ) -> dict[str, Any]:
-    results = trainings.carry_out(run, resume.checkpoint_every)
+    results = trainings.carry_out(run, resume.checkpoint_every, console.warn)
+    if not processes.is_first():
+        for _ in results:  # the first process writes them
+            pass
+        return {}
     return write_adapted(trainings, results, run, console, started)
 
 
 def _go_on(groups: tuple[Any, ...], resume: config.Resume, console: Console, started: float) -> dict[str, Any]:
     run = resume.resume
     assert run is not None
-    recipe = run_folder.read_recipe(run)
+    recipe = processes.on_first(lambda: run_folder.read_recipe(run))
     if recipe.get("command") != "adapt":
         raise TlkitError(f"this is a run of '{recipe.get('command')}'", where=run, remedy="resume it with that command")
-    if (run / run_folder.SUMMARY).is_file():
+    if processes.on_first((run / run_folder.SUMMARY).is_file):
         console.line(f"{run} is finished; its report is {run / run_folder.REPORT}")
-        return run_folder.read_json(run / run_folder.SUMMARY)
+        return processes.on_first(lambda: run_folder.read_json(run / run_folder.SUMMARY))
     asked = Asked(*(config.group_from_recipe(type(group), recipe) for group in groups))
     pair = split_source(read_domains(asked.domains, console), asked.domains, asked.compute.seed, console, run)
-    run_folder.remove_half_written(run)
+    if processes.is_first():
+        run_folder.remove_half_written(run)
     with kept_when_stopped(run, "adapt", console, fresh=False, keep_state=resume.keep_state):
         return _carry_out(prepare(asked, pair, console), run, resume, console, started)
 
@@ -84,6 +96,7 @@ def _check(asked: Asked) -> None:
             raise UsageError(f"missing option --{name}", where="tlkit adapt", remedy=f"give --{name} FOLDER")
     chosen(asked.adaptation.method)
     check_name(asked.optimisation.optimizer)
+    chosen_trackers(asked.tracking.track)
     if asked.optimisation.lr == "auto":
         what = "no range test is made in adaptation, whose losses work against each other"
         raise TlkitError(what, where="--lr", remedy="give --lr NUMBER, or leave it out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tlkit import config, run_folder
+from tlkit import config, processes, run_folder
 from tlkit.adaptation import gap
 from tlkit.adaptation.inputs import Images, Inputs, Vectors, refuse_too_few, unreadable
 from tlkit.adaptation.learn import Domain, Learner, Plan, stored_history
@@ -23,6 +23,7 @@ from tlkit.commands.console import Console
 from tlkit.commands.domains import Pair, refuse_unusable
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
+from tlkit.commands.reading import same_network
 from tlkit.data.folders import Samples
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files, unreadable_files
 from tlkit.data.transforms import CENTER, least_side
@@ -39,6 +40,7 @@ from tlkit.training.cache import FeatureCache, default_folder
 from tlkit.training.features import extract
 from tlkit.training.optimizers import parameter_groups
 from tlkit.training.strategies import HEAD, default_rate, differential_rates
+from tlkit.training.tracking import History, Tracking
 
 SOURCE_ONLY = "source-only"
 BOTTLENECK = 256
@@ -62,6 +64,7 @@ class Asked:
     compute: config.Compute
     passing: config.Passing
     caching: config.CacheBudget
+    tracking: config.Tracking
 
     @property
     def strategy(self) -> str:
@@ -175,7 +178,12 @@ class Trainings:
         if given is not None and (given < 4 or given % 2):
             what = f"a step of {given} images is not two or more of each domain, as many of the one as of the other"
             raise TlkitError(what, where="--batch-size", remedy="give an even number from 4 on")
-        each = given // 2 if given else default_each(min(images.values()), asked.kind)
+        each, several = given // 2 if given else default_each(min(images.values()), asked.kind), processes.count()
+        if given is None:
+            each = max(several, each - each % several)
+        elif each % several:
+            what = f"{each} images of each domain cannot be shared among {several} processes alike"
+            raise TlkitError(what, where="--batch-size", remedy=f"give a multiple of {2 * several}")
         refuse_too_few(images["train"], each, source.root, "training")
         refuse_too_few(images[""], each, target.root)
         weights = None
@@ -237,8 +245,13 @@ class Trainings:
         """What of the network trains."""
         return Head(network) if self.asked.strategy == "probe" else Whole(network)
 
-    def carry_out(self, run: Path, checkpoint_every: str) -> Iterator[Result]:
+    def carry_out(self, run: Path, checkpoint_every: str, warn: Callable[[str], None]) -> Iterator[Result]:
         """Train each method with each seed, after the source alone; go on where a stopped run left off.
+
+        Args:
+            run: The run's folder.
+            checkpoint_every: How often the state is saved.
+            warn: Told where tracking fails.
 
         Yields:
             One for each method that was asked for and each seed, as it is finished.
@@ -246,16 +259,41 @@ class Trainings:
         names = [SOURCE_ONLY, *(name for name in self.methods if name != SOURCE_ONLY)]
         state = run / run_folder.STATE
         units = [(seed, name) for seed in self.seeds for name in names]
-        told = "".join(stored_history(state / f"{name}-{seed}") for seed, name in units)
-        run_folder.write_text(run / run_folder.METRICS, told)
+        told = processes.on_first(lambda: "".join(stored_history(state / f"{name}-{seed}") for seed, name in units))
+        if processes.is_first():
+            run_folder.write_text(run / run_folder.METRICS, told)
         reference = None
         for seed, name in units:
-            result = self._train(name, seed, run, checkpoint_every, None if name == SOURCE_ONLY else reference)
+            compared = None if name == SOURCE_ONLY else reference
+            tracking = self._tracking(run, name, seed, warn)
+            with tracking.started(fresh=not told and (seed, name) == units[0]):
+                result = self._train(name, seed, run, checkpoint_every, compared, tracking.follow)
+                tracking.finish(result.history, result.told["metrics"])
             reference = result if name == SOURCE_ONLY else reference
             if name in self.methods:
                 yield result
 
-    def _train(self, name: str, seed: int, run: Path, checkpoint_every: str, reference: Result | None) -> Result:
+    def _tracking(self, run: Path, name: str, seed: int, warn: Callable[[str], None]) -> Tracking:
+        """Of one training; in a run that goes on, those of finished ones stay as they are."""
+        return Tracking(
+            self.asked.tracking.track,
+            run,
+            run_folder.read_recipe(run) | {"method": name, "seed": seed},
+            accelerator=self.how.accelerator,
+            warn=warn,
+            part=f"{name}-{seed}",
+            done=run / run_folder.STATE / f"{name}-{seed}" / "tracked",
+        )
+
+    def _train(
+        self,
+        name: str,
+        seed: int,
+        run: Path,
+        checkpoint_every: str,
+        reference: Result | None,
+        follow: Callable[[History], None],
+    ) -> Result:
         network, one, asked, plan = self._network(seed), method(name), self.asked, self.plan
         trained = set(plan.rates)
         freeze(network, [s.name for s in stages(network) if s.name not in trained], plan.optimisation.bn or "train")
@@ -276,7 +314,8 @@ class Trainings:
             how=self.how,
             folder=run / run_folder.STATE / f"{name}-{seed}",
             checkpoint_every=checkpoint_every,
-            record=lambda row: run_folder.append_metrics(run, row),
+            record=lambda row: run_folder.append_metrics(run, row) if processes.is_first() else None,
+            follow=follow,
         )
         before = reference.after if reference is not None else self._features(learner)
         learner.run()
@@ -342,7 +381,8 @@ def _named(pair: Pair) -> list[tuple[Samples, str]]:
 
 
 def _build(asked: Asked) -> Loaded:
-    return build(asked.network.model, asked.network.weights, asked.preprocess, norm=asked.network.norm)
+    at = asked.network
+    return same_network(lambda: build(at.model, at.weights, asked.preprocess, norm=at.norm))
 
 
 def _inputs(

@@ -93,11 +93,10 @@ def compare(
         candidates.append(candidate)
     report_skipped(console, bad)
     summary = _summary(candidates, samples, part, views.tta, bad, passes) | {"shared_files": shared}
-    if summary["left_out"] and passes.accelerator.is_main_process:
+    if summary["left_out"]:
         console.warn(f"{summary['left_out']} images are left out: some network does not know their class")
-    if passes.accelerator.is_main_process:
-        told = {"command": "compare", "version": __version__, "seconds": round(time.monotonic() - started, 3)} | summary
-        _show(form, told, output.out, console)
+    told = {"command": "compare", "version": __version__, "seconds": round(time.monotonic() - started, 3)} | summary
+    _show(form, told, output.out, console)
     return summary
 
 

@@ -41,6 +41,7 @@ def demo(compute: config.Compute, output: config.Output, console: Console) -> di
         compute,
         config.Passing(),
         config.Caching(),
+        config.Tracking(),
         config.Output(out=folder / "run", json=output.json, quiet=output.quiet),
         config.Resume(),
         console,

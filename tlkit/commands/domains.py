@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tlkit import config, run_folder
+from tlkit import config, processes, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import stored_split, write_splits
-from tlkit.commands.reading import parted
-from tlkit.data.content import digests
+from tlkit.commands.reading import parted, same_for_all
+from tlkit.data.content import digests, learn_digests
 from tlkit.data.folders import Samples, read_samples
 from tlkit.data.new_images import read_images
 from tlkit.data.splits import with_groups
@@ -78,15 +78,16 @@ def read_domains(domains: config.Domains, console: Console) -> Pair:
     Raises:
         TlkitError: The source has no labels or a single class, or the classes of both have no name in common.
     """
-    assert domains.source is not None and domains.target is not None
-    source = read_samples(domains.source)
+    from_, to = domains.source, domains.target
+    assert from_ is not None and to is not None
+    source = same_for_all(lambda: read_samples(from_))
     if len(source.classes) < 2:
         raise TlkitError(
             "only one class", where=domains.source, remedy="a classifier needs at least two class folders of the source"
         )
     if domains.group_regex is not None:
         source = with_groups(source, domains.group_regex)
-    target = read_images(domains.target)
+    target = same_for_all(lambda: read_images(to))
     for samples in (source, target):
         for remark in samples.remarks():
             console.warn(remark)
@@ -103,6 +104,8 @@ def read_domains(domains: config.Domains, console: Console) -> Pair:
         if only:
             told = ", ".join(only[:5]) + (f" and {len(only) - 5} more" if len(only) > 5 else "")
             console.warn(f"only in the {which}: {told}; what is reported is of the {len(pair.shared)} shared classes")
+    for samples in (source, target):
+        learn_digests(samples.root, samples.paths, console.progress)
     same = {file for file in digests(source.root, source.paths) if file}
     shared = sum(file in same for file in digests(target.root, target.paths))
     if shared:
@@ -118,8 +121,7 @@ def split_source(pair: Pair, domains: config.Domains, seed: int, console: Consol
     """
     source = pair.source
     if run is not None:
-        with (run / TARGET).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-            kept = [tuple(row) for row in csv.reader(file)][1:]
+        kept = processes.on_first(lambda: _stored(run / TARGET))
         if kept != _listed(pair.target):
             what = "the target's images are not those that the run was begun with"
             raise TlkitError(what, where=pair.target.root, remedy="put them back, or start a new run")
@@ -157,6 +159,11 @@ def write_domains(run: Path, pair: Pair) -> None:
     """Store the source's split, and which images of the target were adapted to."""
     write_splits(run, pair.source)
     run_folder.write_rows(run / TARGET, ("path", "digest"), _listed(pair.target))
+
+
+def _stored(path: Path) -> list[tuple[str, ...]]:
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return [tuple(row) for row in csv.reader(file)][1:]
 
 
 def _listed(target: Samples) -> list[tuple[str, str]]:

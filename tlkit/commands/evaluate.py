@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tlkit import __version__, config, run_folder
+from tlkit import __version__, config, processes, run_folder
 from tlkit.audit.leaks import in_words
 from tlkit.commands.calibrating import calibrate, choose_parts, refuse_unfit, write_calibrated
 from tlkit.commands.console import Console
@@ -26,6 +26,7 @@ from tlkit.commands.measuring import (
     shared_with_training,
 )
 from tlkit.commands.passing import how
+from tlkit.commands.reading import same_for_all, same_network
 from tlkit.data.folders import Samples
 from tlkit.evaluation.comparison import mcnemar
 from tlkit.evaluation.grad_cam import heat_maps
@@ -56,15 +57,15 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a run or a pretrained model; see ``tlkit evaluate --help``."""
     started = time.monotonic()
-    run_folder.refuse_existing(output.out)
+    processes.on_first(lambda: run_folder.refuse_existing(output.out))
     view = views_named(views.tta)
-    samples = read_labelled([network.model], data.data, "evaluate")
+    samples = same_for_all(lambda: read_labelled([network.model], data.data, "evaluate"))
     part, mask = part_named(samples, data.split)
     fitted_on = ""
     if calibration.calibrate:
         fitted_on, samples, mask = choose_parts(samples, part, mask, views.tta, compute.seed)
     torch.manual_seed(compute.seed)
-    loaded = build(network.model, network.weights, preprocess)
+    loaded = same_network(lambda: build(network.model, network.weights, preprocess))
     remarks = [*loaded.remarks, *samples.remarks(), learnt_from([network.model], data.data, samples, mask)]
     shared = shared_with_training([network.model], data.data, samples.take(mask), console.progress)
     if shared:
@@ -79,7 +80,7 @@ def evaluate(
         return _plan(aligned, loaded, part, views.tta, console)
     passes = how(compute, console, passing)
     read, found = predictions(loaded, aligned.samples, view, merging.merge, data.on_error, passes)
-    if not passes.accelerator.is_main_process:
+    if not processes.is_first():
         return {}
     report_skipped(console, found.bad)
     told: dict[str, Any] = {"model": loaded.name, "weights": loaded.weights, "split": part, "tta": views.tta}

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlkit import __version__, config, run_folder
+from tlkit import __version__, config, processes, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
+from tlkit.commands.reading import same_for_all, same_network
 from tlkit.data.feature_file import Columns, Unfinished, refuse_unwritable, working_folder
 from tlkit.data.folders import Samples
 from tlkit.data.loading import ViewDataset, refuse_bad_files
@@ -50,11 +51,13 @@ def extract_features(
     out = output.out
     if resume.resume is not None:
         out = resume.resume
-        if out.exists():
-            shutil.rmtree(working_folder(out), ignore_errors=True)  # left by a stop in the last moment
+        if processes.on_first(out.exists):
+            if processes.is_first():
+                shutil.rmtree(working_folder(out), ignore_errors=True)  # left by a stop in the last moment
             console.line(f"{out} is finished")
             return {"out": str(out)}
-        recipe = run_folder.read_recipe(working_folder(out))
+        unfinished = working_folder(out)
+        recipe = processes.on_first(lambda: run_folder.read_recipe(unfinished))
         features, network, views, preprocess, compute, passing = groups = tuple(
             config.group_from_recipe(type(group), recipe) for group in groups
         )
@@ -62,13 +65,11 @@ def extract_features(
         raise UsageError("missing argument DATA", where="tlkit extract-features", remedy="give the folder of images")
     if out is None and not output.plan:
         raise UsageError("missing option --out", where="tlkit extract-features", remedy="give --out FILE.parquet")
-    if out is not None:
-        run_folder.refuse_existing(out)
-        refuse_unwritable(out)
-    view = views_named(views.tta)
-    samples = read_images(features.data)
+    processes.on_first(lambda: _refuse(out))
+    view, data = views_named(views.tta), features.data
+    samples = same_for_all(lambda: read_images(data))
     torch.manual_seed(compute.seed)
-    loaded = build(network.model, network.weights, preprocess, norm=network.norm)
+    loaded = same_network(lambda: build(network.model, network.weights, preprocess, norm=network.norm))
     for line in (*loaded.remarks, *samples.remarks(), remark(view, loaded.preprocessing)):
         if line:
             console.warn(line)
@@ -80,6 +81,12 @@ def extract_features(
     identity = _identity(loaded, samples, features.stage, views.tta, passes)
     recipe = config.effective_recipe("extract-features", groups)
     return _extract(loaded, samples, wanted, identity, out, features.on_error, recipe, passes, console)
+
+
+def _refuse(out: Path | None) -> None:
+    if out is not None:
+        run_folder.refuse_existing(out)
+        refuse_unwritable(out)
 
 
 def _compute(network: nn.Module, stage: str, tta: str) -> Compute:
@@ -96,7 +103,10 @@ def _compute(network: nn.Module, stage: str, tta: str) -> Compute:
         raise TlkitError(what, where="--tta", remedy=f"leave it out, or give --stage {POOLED}")
 
     def map_of_stage(network: nn.Module, images: Tensor) -> Tensor:
-        return outputs_at(network, (maps[stage],), images)[0].float()
+        try:
+            return outputs_at(network, (maps[stage],), images)[0].float()
+        except CannotSplit as error:
+            raise TlkitError(str(error), where=stage, remedy="choose another --stage") from error
 
     return map_of_stage
 
@@ -130,6 +140,15 @@ def _gone_on_with(out: Path, unfinished: Unfinished, console: Console) -> Iterat
         raise
 
 
+def _passed(
+    loaded: Loaded, samples: Samples, rows: np.ndarray, wanted: Compute, identity: dict[str, Any], how: How
+) -> FrozenPass:
+    """The pass of some rows of the samples."""
+    part = samples.take(rows)
+    dataset = ViewDataset(part.root, part.paths, loaded.preprocessing, views_named(identity["tta"]))
+    return FrozenPass(loaded.network, dataset, wanted, how, label="features", whole=len(samples))
+
+
 def _extract(
     loaded: Loaded,
     samples: Samples,
@@ -142,26 +161,25 @@ def _extract(
     console: Console,
 ) -> dict[str, Any]:
     began = time.monotonic()
+    if not processes.is_first():  # the first one writes what comes of it
+        for _ in _passed(loaded, samples, processes.on_first(lambda: np.empty(0)), wanted, identity, how):
+            pass
+        return {}
     with (
         Unfinished(working_folder(out), identity, samples.paths) as unfinished,
         _gone_on_with(out, unfinished, console),
     ):
         if not (unfinished.folder / run_folder.RECIPE).is_file():
             run_folder.write_recipe(unfinished.folder, recipe)
-        rows = unfinished.missing()
+        rows = processes.on_first(unfinished.missing)
         if len(rows) < len(samples):
             console.say(f"going on: {len(samples) - len(rows)} of {len(samples)} images are done")
-        part = samples.take(rows)
-        dataset = ViewDataset(part.root, part.paths, loaded.preprocessing, views_named(identity["tta"]))
-        passed = FrozenPass(loaded.network, dataset, wanted, how, label="features", whole=len(samples))
-        try:
-            for found, values, bad in passed:
-                # the mean over views, as it is usual for pooled features; maps come of a single view
-                means = values.mean(1).numpy() if len(found) else np.empty(0, np.float32)
-                unread = {int(rows[row]): file for row, file in bad}
-                unfinished.add([int(row) for row in rows[found.numpy()]], means, unread)
-        except CannotSplit as error:
-            raise TlkitError(str(error), where=identity["stage"], remedy="choose another --stage") from error
+        passed = _passed(loaded, samples, rows, wanted, identity, how)
+        for found, values, bad in passed:
+            # the mean over views, as it is usual for pooled features; maps come of a single view
+            means = values.mean(1).numpy() if len(found) else np.empty(0, np.float32)
+            unread = {int(rows[row]): file for row, file in bad}
+            unfinished.add([int(row) for row in rows[found.numpy()]], means, unread)
         seconds = time.monotonic() - began - passed.preparing_seconds
         left_out = [unfinished.bad[row] for row in unfinished.missing().tolist()]
         refuse_bad_files(left_out, len(samples), samples.root, on_error)

@@ -20,12 +20,25 @@ def finetune(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.Caching,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
     console: Console,
 ) -> dict[str, Any]:
     """Transfer a network to a labelled folder; see ``tlkit finetune --help``."""
-    groups = (data, network, transfer, training, unfreezing, augmentation, preprocess, compute, passing, caching)
+    groups = (
+        data,
+        network,
+        transfer,
+        training,
+        unfreezing,
+        augmentation,
+        preprocess,
+        compute,
+        passing,
+        caching,
+        tracking,
+    )
     return learn(options, groups, output, resume, console)
 
 
@@ -40,11 +53,24 @@ def options(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.Caching,
+    tracking: config.Tracking,
 ) -> Options:
     """What is to be done."""
     return Options(
         command="finetune",
-        groups=(data, network, transfer, training, unfreezing, augmentation, preprocess, compute, passing, caching),
+        groups=(
+            data,
+            network,
+            transfer,
+            training,
+            unfreezing,
+            augmentation,
+            preprocess,
+            compute,
+            passing,
+            caching,
+            tracking,
+        ),
         strategy=transfer.strategy,
         model=network.model,
         weights=network.weights,
@@ -58,4 +84,5 @@ def options(
         compute=compute,
         passing=passing,
         caching=caching,
+        tracking=tracking,
     )

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlkit import config, run_folder
+from tlkit import config, processes, run_folder
 from tlkit.commands.console import Console
-from tlkit.commands.keeping import kept_when_stopped
-from tlkit.commands.labelled import stored_split, write_splits
+from tlkit.commands.keeping import begin_run, kept_when_stopped, new_run
+from tlkit.commands.labelled import stored_split
 from tlkit.commands.reading import labelled, parted, refuse_too_few
 from tlkit.commands.results import CrossValidation
 from tlkit.commands.training import build_network, train
-from tlkit.data.content import copies, digests
+from tlkit.data.content import copies, digests, learn_digests
 from tlkit.data.folders import Samples
 from tlkit.data.loading import Progress
 from tlkit.data.splits import folds, folds_of_copies
 from tlkit.errors import TlkitError
 from tlkit.networks.build import weight_bytes
-from tlkit.training.checkpoint import read_checkpoint
+from tlkit.training.checkpoint import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
     from tlkit.commands.learning import Options
@@ -74,7 +74,8 @@ def read_parted(options: Options, progress: Progress) -> tuple[Samples, list[np.
     """
     count, seed, samples = options.data.folds, options.compute.seed, labelled(options)
     assert count is not None
-    files = digests(samples.root, samples.paths, progress)
+    learn_digests(samples.root, samples.paths, progress)
+    files = digests(samples.root, samples.paths)
     if not samples.splits.any() and options.data.test_fraction:
         samples = parted(samples, val=0, test=options.data.test_fraction, seed=seed)
     samples = replace(samples, splits=np.where(samples.splits == "test", "test", "train").astype("<U5"))
@@ -128,8 +129,7 @@ def cross_validate(
     """
     with kept_when_stopped(run, options.command, console, fresh=fresh, keep_state=resume.keep_state):
         if fresh:
-            write_splits(run, samples)
-            run_folder.write_recipe(run, options.recipe)
+            processes.on_first(lambda: begin_run(run, options.recipe, samples))
         plain = replace(options.data, folds=None)
         groups = tuple(plain if group is options.data else group for group in options.groups)
         one = replace(options, data=plain, groups=groups)
@@ -140,11 +140,11 @@ def cross_validate(
         told, rows, probabilities = (list(column) for column in zip(*found, strict=True))
         crossed = _joined(samples, np.concatenate(rows), np.concatenate(probabilities), told)
         console.say("all images")
-        stored = read_checkpoint(run)
-        if stored is None:
+        stored = processes.on_first(lambda: read_checkpoint(run))
+        if stored is None and processes.is_first():
             (run / run_folder.METRICS).unlink(missing_ok=True)
         loaded = build_network(one, Inside(console))
-        return train(one, samples, loaded, run, resume, stored, console, started, crossed).summary
+        return train(one, samples, loaded, run, resume, stored, console, started, crossed, alone=False).summary
 
 
 def _fold(
@@ -158,16 +158,17 @@ def _fold(
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """A fold's figures, the rows that it held out and their probabilities; at once where it is finished."""
     folder, kept = run / FOLDS / str(number), run / run_folder.STATE / FOLDS / f"{number}.npz"
-    if not kept.is_file():
-        part, stored = _of_fold(samples, held), read_checkpoint(folder)
+
+    def begin() -> Checkpoint | None:
+        stored = read_checkpoint(folder)
         if stored is None:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            write_splits(folder, part)
-            run_folder.write_recipe(folder, options.recipe)
+            begin_run(folder, options.recipe, part)
         (folder / run_folder.STATE).mkdir(exist_ok=True)
-        loaded = build_network(options, Inside(console))
-        done = train(options, part, loaded, folder, resume, stored, Inside(console), time.monotonic())
+        return stored
+
+    def finish() -> None:
         mask, place = done.samples.splits == "val", {path: row for row, path in enumerate(samples.paths)}
         rows = np.array([place[path] for path in done.samples.take(mask).paths])
         kept.parent.mkdir(parents=True, exist_ok=True)
@@ -175,9 +176,20 @@ def _fold(
             np.savez(stream, rows=rows, probabilities=done.probabilities[mask])
         if not resume.keep_state:
             shutil.rmtree(folder / run_folder.STATE)
-    figures = run_folder.read_json(folder / run_folder.SUMMARY)["metrics"]["val"]
-    with np.load(kept) as found:
-        return {"fold": number, "run": str(folder), "metrics": figures}, found["rows"], found["probabilities"]
+
+    def told() -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+        figures = run_folder.read_json(folder / run_folder.SUMMARY)["metrics"]["val"]
+        with np.load(kept) as found:
+            return {"fold": number, "run": str(folder), "metrics": figures}, found["rows"], found["probabilities"]
+
+    if not processes.on_first(kept.is_file):
+        part = _of_fold(samples, held)
+        stored = processes.on_first(begin)
+        loaded = build_network(options, Inside(console))
+        inside, began = Inside(console), time.monotonic()
+        done = train(options, part, loaded, folder, resume, stored, inside, began, alone=number == 1)
+        processes.on_first(finish)
+    return processes.on_first(told)
 
 
 def _joined(
@@ -219,8 +231,8 @@ def begin(
         plan = {"folds": sizes, "images": {"train": sum(sizes), "test": tested}}
         return {"model": loaded.name, "weights": loaded.weights, "strategy": options.name, "plan": plan}
     copies = (len(parts) + 1) * (1 if options.strategy == "probe" else 2) + 4
-    run_folder.require_space(output.out, copies * weight_bytes(build_network(options, Inside(console)).network))
-    run = run_folder.new_run(output.out, options.command)
+    needed = copies * weight_bytes(build_network(options, Inside(console)).network)
+    run = processes.on_first(lambda: new_run(output.out, options.command, needed))
     return cross_validate(options, samples, parts, run, resume, console, started, fresh=True)
 
 
@@ -231,5 +243,6 @@ def go_on(options: Options, run: Path, resume: config.Resume, console: Console, 
     if stored.splits.tolist() != samples.splits.tolist():
         what = "the images are not those that the run was begun with"
         raise TlkitError(what, where=samples.root, remedy="put them back, or start a new run")
-    run_folder.remove_half_written(run)
+    if processes.is_first():
+        run_folder.remove_half_written(run)
     return cross_validate(options, samples, parts, run, resume, console, started, fresh=False)

@@ -1,17 +1,43 @@
-"""What becomes of a run's folder when its command is stopped or fails."""
+"""A run's folder: begun, and what becomes of it when its command is stopped or fails."""
 
 from __future__ import annotations
 
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tlkit import run_folder
+from tlkit import config, processes, run_folder
 from tlkit.commands.console import Console
+from tlkit.commands.labelled import write_splits
+from tlkit.data.folders import Samples
 from tlkit.errors import InputLost, TlkitError
+
+
+def new_run(out: Path | None, command: str, needed: int) -> Path:
+    """The folder of a new run, on a disk that has room for so many bytes."""
+    run_folder.require_space(out, needed)
+    return run_folder.new_run(out, command)
+
+
+def begin_run(run: Path, recipe: Mapping[str, Any], samples: Samples) -> None:
+    """Store what a run is resumed from; the recipe comes last: who finds it can resume."""
+    write_splits(run, samples)
+    run_folder.write_recipe(run, recipe)
+
+
+def begun(resume: config.Resume, output: config.Output, command: str, console: Console) -> config.Resume:
+    """What is asked for; where torchrun has started a job again, to go on with the run that it had begun."""
+    if resume.resume is not None:
+        return resume
+    run = processes.on_first(lambda: run_folder.begun_by_this_job(output.out, command))
+    if run is not None:
+        console.say(f"this job was started again: going on with {run}")
+    return replace(resume, resume=run)
 
 
 @contextmanager
@@ -21,8 +47,11 @@ def kept_when_stopped(
     """A run that is stopped can be resumed, once its splits and recipe are stored.
 
     A fresh one that is stopped before, or fails for a mistake in its input, leaves nothing behind; one that has stored
-    a state is always kept.
+    a state is always kept. Of several processes the first sees to it.
     """
+    if not processes.is_first():
+        yield
+        return
     state = run / run_folder.STATE
     state.mkdir(exist_ok=True)
     try:
@@ -32,7 +61,7 @@ def kept_when_stopped(
     except BaseException as error:
         mistaken = isinstance(error, TlkitError) and not isinstance(error, InputLost)
         unusable = mistaken or not (run / run_folder.RECIPE).is_file()
-        if fresh and unusable and not any(state.iterdir()):
+        if fresh and unusable and {path.name for path in state.iterdir()} <= {run_folder.JOB}:
             shutil.rmtree(run, ignore_errors=True)  # the same command can be given again
         elif not mistaken:
             console.warn(f"go on with: tlkit {command} --resume {run}")

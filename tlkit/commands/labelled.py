@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkit import run_folder
+from tlkit import processes, run_folder
 from tlkit.commands.console import Console
 from tlkit.data.content import digests
 from tlkit.data.folders import Samples
@@ -26,7 +26,7 @@ def stored_split(samples: Samples, run: Path) -> Samples:
     Raises:
         TlkitError: The data now lacks images of the run, or labels them otherwise.
     """
-    stored = run_folder.read_splits(run)
+    stored = processes.each(lambda: run_folder.read_splits(run))
     if stored is None:
         return samples
     if gone := sorted(set(stored) - set(samples.paths)):

@@ -7,21 +7,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from tlkit import config, run_folder
+from tlkit import config, processes, run_folder
 from tlkit.audit.leaks import in_words, shared_files
 from tlkit.commands import folding
 from tlkit.commands.console import Console
-from tlkit.commands.keeping import kept_when_stopped
-from tlkit.commands.labelled import stored_split, write_splits
+from tlkit.commands.keeping import begin_run, begun, kept_when_stopped, new_run
+from tlkit.commands.labelled import stored_split
 from tlkit.commands.planning import show_plan
 from tlkit.commands.reading import labelled, read, refuse_too_few, seen_before
 from tlkit.commands.training import build_network, choosing_images, situation_of, train
+from tlkit.data.content import learn_digests
 from tlkit.data.folders import Samples
 from tlkit.errors import TlkitError
 from tlkit.networks.build import Loaded, weight_bytes
 from tlkit.training import strategies
 from tlkit.training.checkpoint import read_checkpoint
 from tlkit.training.optimizers import check_name
+from tlkit.training.tracking import chosen_trackers
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Options:
     passing: config.Passing = field(default_factory=config.Passing)
     caching: config.Caching = field(default_factory=config.Caching)
     unfreezing: config.Unfreezing = field(default_factory=config.Unfreezing)
+    tracking: config.Tracking = field(default_factory=config.Tracking)
     stem: str = "standard"
     norm: str | None = None
     train_views: str = "center"
@@ -60,6 +63,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_name(self.training.optimizer)
+        chosen_trackers(self.tracking.track)
         refuse_idle(self)
 
     @property
@@ -136,10 +140,11 @@ def learn(
         console: Who is told.
     """
     started = time.monotonic()
+    resume = begun(resume, output, make.__module__.rpartition(".")[2], console)
     if resume.resume is not None:
         return _go_on(make, groups, resume, console, started)
     options = make(*groups)
-    run_folder.refuse_existing(output.out)
+    processes.on_first(lambda: run_folder.refuse_existing(output.out))
     if options.data.folds is not None:
         return folding.begin(options, output, resume, console, started)
     samples = read(options, console.progress)
@@ -152,11 +157,10 @@ def learn(
     if output.plan:
         return _plan(options, samples, loaded, console)
     copies = 1 if options.strategy == "probe" else 6  # weights, optimiser, best so far: in the stored state
-    run_folder.require_space(output.out, copies * weight_bytes(loaded.network))
-    run = run_folder.new_run(output.out, options.command)
+    needed = copies * weight_bytes(loaded.network)
+    run = processes.on_first(lambda: new_run(output.out, options.command, needed))
     with kept_when_stopped(run, options.command, console, keep_state=resume.keep_state):
-        write_splits(run, samples)
-        run_folder.write_recipe(run, options.recipe)  # after the splits: who finds it can resume
+        processes.on_first(lambda: begin_run(run, options.recipe, samples))
         return train(options, samples, loaded, run, resume, None, console, started).summary
 
 
@@ -165,23 +169,26 @@ def _go_on(
 ) -> dict[str, Any]:
     run = resume.resume
     assert run is not None
-    recipe, command = run_folder.read_recipe(run), make.__module__.rpartition(".")[2]
+    recipe, command = processes.on_first(lambda: run_folder.read_recipe(run)), make.__module__.rpartition(".")[2]
     if recipe.get("command") != command:
         raise TlkitError(f"this is a run of '{recipe.get('command')}'", where=run, remedy="resume it with that command")
-    if (run / run_folder.SUMMARY).is_file():
+    if processes.on_first((run / run_folder.SUMMARY).is_file):
         console.line(f"{run} is finished; its report is {run / run_folder.REPORT}")
-        return run_folder.read_json(run / run_folder.SUMMARY)
+        return processes.on_first(lambda: run_folder.read_json(run / run_folder.SUMMARY))
     options = make(*(config.group_from_recipe(type(group), recipe) for group in groups))
     if options.data.folds is not None:
         return folding.go_on(options, run, resume, console, started)
-    stored = read_checkpoint(run)
-    samples = stored_split(labelled(options), run)
+    stored = processes.on_first(lambda: read_checkpoint(run))
+    samples = labelled(options)
+    learn_digests(samples.root, samples.paths, console.progress)
+    samples = stored_split(samples, run)
     samples = samples.take(samples.splits != "")
     refuse_too_few(samples, options)
     loaded = build_network(options, console)
-    if stored is None:
-        (run / run_folder.METRICS).unlink(missing_ok=True)
-    run_folder.remove_half_written(run)
+    if processes.is_first():
+        if stored is None:
+            (run / run_folder.METRICS).unlink(missing_ok=True)
+        run_folder.remove_half_written(run)
     with kept_when_stopped(run, command, console, fresh=False, keep_state=resume.keep_state):
         return train(options, samples, loaded, run, resume, stored, console, started).summary
 

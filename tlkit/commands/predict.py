@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tlkit import config
+from tlkit import config, processes
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
+from tlkit.commands.reading import same_network
 from tlkit.data import prediction_file
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files
 from tlkit.data.new_images import images_at, images_listed, refuse_no_images
@@ -82,11 +83,15 @@ def predict(
     console: Console,
 ) -> dict[str, Any]:
     """Label new images; see ``tlkit predict --help``."""
-    prediction_file.refuse(output.out)
     view = views_named(views.tta)
-    paths = _find(images.paths, console)
+
+    def find() -> list[str]:
+        prediction_file.refuse(output.out)
+        return _find(images.paths, console)
+
+    paths = processes.on_first(find)
     torch.manual_seed(compute.seed)
-    loaded = build(network.model, network.weights, preprocess)
+    loaded = same_network(lambda: build(network.model, network.weights, preprocess))
     names = _names(loaded, images.unsure_below)
     for line in (*loaded.remarks, remark(view, loaded.preprocessing)):
         if line:
@@ -99,6 +104,10 @@ def predict(
     dataset = ViewDataset(Path(), paths, loaded.preprocessing, view)
     parts = predict_batches(loaded.network, dataset, how(compute, console, passing), merging.merge)
     top = min(images.top_k, len(names))
+    if not processes.is_first():
+        for _ in parts:  # the first process writes them
+            pass
+        return {}
     with prediction_file.writing(output.out, top) if output.out else nullcontext(_write_nothing) as write:
         for part in parts:
             write(found.add(part, names, paths, top, images.unsure_below))

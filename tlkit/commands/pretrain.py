@@ -16,12 +16,13 @@ def pretrain(
     augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
     console: Console,
 ) -> dict[str, Any]:
     """Train a network from random weights; see ``tlkit pretrain --help``."""
-    groups = (data, network, training, augmentation, preprocess, compute)
+    groups = (data, network, training, augmentation, preprocess, compute, tracking)
     return learn(options, groups, output, resume, console)
 
 
@@ -32,11 +33,12 @@ def options(
     augmentation: config.Augmentation,
     preprocess: config.Preprocess,
     compute: config.Compute,
+    tracking: config.Tracking,
 ) -> Options:
     """What is to be done."""
     return Options(
         command="pretrain",
-        groups=(data, network, training, augmentation, preprocess, compute),
+        groups=(data, network, training, augmentation, preprocess, compute, tracking),
         strategy="random",
         model=network.model,
         weights="random",
@@ -48,4 +50,5 @@ def options(
         augmentation=augmentation,
         preprocess=preprocess,
         compute=compute,
+        tracking=tracking,
     )

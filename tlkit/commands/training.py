@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from tlkit import config, run_folder
+from tlkit import config, processes, run_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
-from tlkit.commands.reading import refuse_too_few
+from tlkit.commands.reading import refuse_too_few, same_network
 from tlkit.commands.results import CrossValidation, write_results
 from tlkit.data.folders import SPLITS, Samples
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files, unreadable_files
@@ -33,6 +33,7 @@ from tlkit.training.closed_head import HeadOptions
 from tlkit.training.features import Features, extract
 from tlkit.training.setup import TRAIN_VIEWS, Settings
 from tlkit.training.strategies import Situation
+from tlkit.training.tracking import Tracking
 from tlkit.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -60,7 +61,9 @@ class Trained:
 def build_network(options: Options, console: Console) -> Loaded:
     """The network that the options ask for, before anything is trained."""
     torch.manual_seed(options.compute.seed)
-    loaded = build(options.model, options.weights, options.preprocess, stem=_stem(options), norm=options.norm)
+    loaded = same_network(
+        lambda: build(options.model, options.weights, options.preprocess, stem=_stem(options), norm=options.norm)
+    )
     for remark in loaded.remarks:
         console.warn(remark)
     return loaded
@@ -86,6 +89,8 @@ def train(
     console: Console,
     started: float,
     crossed: CrossValidation | None = None,
+    *,
+    alone: bool = True,
 ) -> Trained:
     """Train, and write what a finished run leaves.
 
@@ -99,10 +104,12 @@ def train(
         console: Who is told.
         started: When the command was.
         crossed: What cross-validation found, of a last training on all images.
+        alone: Whether the command has trained nothing before, which a tracker that cannot be started would cost.
     """
     console.say(f"{loaded.title}, weights: {loaded.weights}; {_counts(samples)}")
     passes = how(options.compute, console, options.passing)
     cache = FeatureCache(default_folder(), config.size(options.caching.cache_budget))
+    tracking = Tracking(options.tracking.track, run, options.recipe, accelerator=passes.accelerator, warn=console.warn)
     began = time.monotonic()
     if stored is None:
         features, bad = _first_pass(options, samples, loaded, passes, cache)
@@ -124,6 +131,7 @@ def train(
         how=passes,
         cache=cache,
         run=run,
+        follow=tracking.follow,
         checkpoint_every=resume.checkpoint_every,
         features=features,
         features_seconds=time.monotonic() - began,
@@ -134,14 +142,17 @@ def train(
         state = trainer.state
         console.say(f"going on with phase {len(state.outcomes) + 1}, epoch {state.phase.place.epoch + 1}")
     situation = situation_of(options, samples, choosing, chosen_on, loaded)
-    with trainer.saved_when_stopped():
+    with tracking.started(fresh=stored is None and alone), trainer.saved_when_stopped():
         plan = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
         again = strategies.strategy(options.strategy, situation, options.training, options.unfreezing)
         decision = trainer.carry_out(plan, strategies.certain(options.strategy, again))
         probabilities = trainer.predict_all()
+        if not processes.is_first():
+            return Trained({}, trainer.samples, probabilities)
         summary = write_results(
             options, trainer, decision, probabilities, chosen_on, left_out, console, started, crossed
         )
+        tracking.finish(trainer.state.history, summary["metrics"])
     return Trained(summary, trainer.samples, probabilities)
 
 

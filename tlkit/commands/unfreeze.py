@@ -21,12 +21,13 @@ def unfreeze(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.Caching,
+    tracking: config.Tracking,
     output: config.Output,
     resume: config.Resume,
     console: Console,
 ) -> dict[str, Any]:
     """Unfreeze a network stage by stage; see ``tlkit unfreeze --help``."""
-    groups = (data, start, network, unfreezing, training, augmentation, preprocess, compute, passing, caching)
+    groups = (data, start, network, unfreezing, training, augmentation, preprocess, compute, passing, caching, tracking)
     return learn(options, groups, output, resume, console)
 
 
@@ -41,6 +42,7 @@ def options(
     compute: config.Compute,
     passing: config.Passing,
     caching: config.Caching,
+    tracking: config.Tracking,
 ) -> Options:
     """What is to be done: ``finetune --strategy gradual``."""
     model, weights = network.model, network.weights
@@ -53,7 +55,19 @@ def options(
         model = str(start.from_)
     return Options(
         command="unfreeze",
-        groups=(data, start, network, unfreezing, training, augmentation, preprocess, compute, passing, caching),
+        groups=(
+            data,
+            start,
+            network,
+            unfreezing,
+            training,
+            augmentation,
+            preprocess,
+            compute,
+            passing,
+            caching,
+            tracking,
+        ),
         strategy="gradual",
         model=model,
         weights=weights,
@@ -66,4 +80,5 @@ def options(
         compute=compute,
         passing=passing,
         caching=caching,
+        tracking=tracking,
     )

@@ -6,16 +6,19 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 
+from tlkit import processes
 from tlkit.data.loading import Progress, silent
 
 MANY = 1000  # files
 AT_ONCE = 2**20
 """Bytes of a file up to which it is read whole: a buffer for larger ones takes longer to make than a photo to hash."""
+
+
+_KNOWN: dict[tuple[str, int, int], str] = {}
 
 
 def digest(path: Path) -> str | None:
@@ -25,13 +28,15 @@ def digest(path: Path) -> str | None:
     """
     try:
         status = path.stat()
-        return _digest(path, status.st_size, status.st_mtime_ns)
+        file = str(path), status.st_size, status.st_mtime_ns
+        if file not in _KNOWN:
+            _KNOWN[file] = _read(path, status.st_size)
+        return _KNOWN[file]
     except (OSError, ValueError):
         return None
 
 
-@cache
-def _digest(path: Path, size: int, changed: int) -> str:
+def _read(path: Path, size: int) -> str:
     made = functools.partial(hashlib.blake2b, digest_size=16)
     if size <= AT_ONCE:
         return made(path.read_bytes()).hexdigest()
@@ -48,6 +53,13 @@ def digests(root: Path, paths: Sequence[str], progress: Progress = silent) -> li
             if len(paths) > MANY and (len(found) % 64 == 0 or len(found) == len(paths)):
                 progress("hashing", len(found), len(paths))
     return found
+
+
+def learn_digests(root: Path, paths: Sequence[str], progress: Progress = silent) -> None:
+    """Know the `digests` of many files from now on; several processes read a part each, and tell the others."""
+    digests(root, processes.share(paths), progress)
+    for known in processes.gathered(_KNOWN):
+        _KNOWN.update(known)
 
 
 def copies(digests: Sequence[str | None]) -> np.ndarray:

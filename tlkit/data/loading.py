@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tlkit import processes
 from tlkit.data.decode import UnreadableImage, decode
 from tlkit.errors import TlkitError
 from tlkit.preprocessing import Preprocessing
@@ -151,14 +152,18 @@ def unreadable_files(
     workers: int | None = None,
     progress: Progress = silent,
 ) -> list[BadFile]:
-    """The files that cannot be decoded, before a training run starts that would stumble over them."""
-    count, bad, done = default_workers(len(paths)) if workers is None else workers, [], 0
-    loader = DataLoader(_Readable(root, paths, min_side), batch_size=32, num_workers=count, collate_fn=list)
+    """The files that cannot be decoded, before a training run starts that would stumble over them.
+
+    Several processes read a part each, and all know of all.
+    """
+    part = processes.share(paths)
+    count, bad, done = default_workers(len(part)) if workers is None else workers, [], 0
+    loader = DataLoader(_Readable(root, part, min_side), batch_size=32, num_workers=count, collate_fn=list)
     for found in loader:
         bad += [file for file in found if file is not None]
         done += len(found)
-        progress("reading", done, len(paths))
-    return bad
+        progress("reading", done, len(part))
+    return [file for files in processes.gathered(bad) for file in files]
 
 
 def default_workers(images: int) -> int:
@@ -173,8 +178,9 @@ def default_workers(images: int) -> int:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, of those that it shares with the others of its job."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, here // processes.count_here())
 
 
 def refuse_bad_files(bad: Sequence[BadFile], images: int, root: Path, on_error: str) -> None:

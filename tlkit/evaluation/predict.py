@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import nn
 
-from tlkit.data.loading import BadFile, ViewDataset, silent
+from tlkit.data.loading import BadFile, ViewDataset
 from tlkit.evaluation import views
 from tlkit.networks.forward import logits_of
 from tlkit.networks.frozen_pass import FrozenPass, How
@@ -36,19 +34,18 @@ class Predictions:
     network_seconds: float
 
 
-def predict_batches(
-    network: nn.Module, dataset: ViewDataset, how: How, merge: str = "mean", whole: int | None = None
-) -> Iterator[Predictions]:
+def predict_batches(network: nn.Module, dataset: ViewDataset, how: How, merge: str = "mean") -> Iterator[Predictions]:
     """Predictions batch by batch, so that memory does not grow with the number of images.
+
+    Of several processes each is given those of all images, each once and in their order.
 
     Args:
         network: Puts out logits.
         dataset: Images in their views.
         how: Device, precision, processes.
         merge: How the probabilities of an image's views become one (`tlkit.evaluation.views.MERGES`).
-        whole: Images of the whole work where ``dataset`` is a part of it.
     """
-    passed, seconds = FrozenPass(network, dataset, logits_of, how, whole=whole), 0.0
+    passed, seconds = FrozenPass(network, dataset, logits_of, how), 0.0
     for rows, logits, bad in passed:
         merged, center = torch.empty(0, 0), torch.empty(0, dtype=torch.long)
         if len(rows):
@@ -59,27 +56,8 @@ def predict_batches(
 
 
 def predict_all(network: nn.Module, dataset: ViewDataset, how: How, merge: str = "mean") -> Predictions:
-    """Predictions of all images, each once and in their order, on every process of as many as there are.
-
-    Each process takes consecutive whole batches, so that an image is computed beside the same others on any number.
-
-    Args:
-        network: Puts out logits.
-        dataset: Images in their views.
-        how: Device, precision, processes.
-        merge: As for `predict_batches`.
-    """
-    count, rank = how.accelerator.num_processes, how.accelerator.process_index
-    if count == 1:
-        return collect(predict_batches(network, dataset, how, merge))
-    share = how.size * math.ceil(math.ceil(len(dataset) / how.size) / count)
-    first = min(rank * share, len(dataset))
-    paths = dataset.paths[first : first + share]
-    part = ViewDataset(dataset.root, paths, dataset.preprocessing, dataset.view)
-    own = how if rank == 0 else replace(how, progress=silent)
-    found = collect(predict_batches(network, part, own, merge, whole=len(dataset)))
-    gathered: list[Predictions] = gather_object([replace(found, rows=found.rows + first)])
-    return collect(gathered)
+    """Predictions of all images as one; see `predict_batches`."""
+    return collect(predict_batches(network, dataset, how, merge))
 
 
 def collect(batches: Iterable[Predictions]) -> Predictions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tlkit import processes
 from tlkit.data.loading import BadFile, Progress, Views, load, load_in_turns, silent
 from tlkit.data.transforms import normalise
 from tlkit.networks.forward import BATCH_SIZES, channels_last
 from tlkit.networks.quick import Compute, Form, quickest
+from tlkit.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,11 +49,17 @@ class How:
         return self.batch_size or BATCH_SIZES[self.accelerator.device.type]
 
 
+Passed = tuple[Tensor, Any, list[tuple[int, BadFile]]]
+"""Rows (B) of a dataset, results of B rows and V views on the CPU (B, V, ...), what could not be read."""
+
+
 class FrozenPass:
     """All images of a dataset, through ``compute(network, images)``, without gradients, in the dataset's order.
 
     Iterating yields rows (B) of the dataset, results of B rows and V views on the CPU (B, V, ...), as a tuple where
-    ``compute`` gives one (nothing, where no image of the batch could be read), and what could not be read.
+    ``compute`` gives one (nothing, where no image of the batch could be read), and what could not be read. Several
+    processes take turns with whole batches, so that each image is computed beside the same others as in a single one,
+    and all are given the results of all.
 
     Args:
         network: Put into evaluation mode and onto the accelerator's device.
@@ -82,22 +90,46 @@ class FrozenPass:
         """What choosing the form took, compilation included."""
 
         self.network_seconds = 0.0
-        """What the network took for the images so far, without that."""
+        """What the network took for the images so far, without that; of several processes the sum."""
 
     @property
     def compile_seconds(self) -> float:
         """What compiling took."""
         return self.form.seconds if self.form is not None else 0.0
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Any, list[tuple[int, BadFile]]]]:
-        how, dataset, device = self.how, self.dataset, self.how.accelerator.device
+    def __iter__(self) -> Iterator[Passed]:
+        done = 0
+        self.how.progress(self.label, done, len(self.dataset))
+        with closing(self._spread() if processes.count() > 1 else self._own(self.dataset)) as passed:
+            for rows, results, bad in passed:
+                done += len(rows) + len(bad)
+                self.how.progress(self.label, done, len(self.dataset))
+                yield rows, results, bad
+
+    def _spread(self) -> Generator[Passed]:
+        """Every so many'th batch is this process's own; the others' results come from them."""
+        size, several = self.how.size, processes.count()
+        batches = torch.arange(len(self.dataset)).split(size) if len(self.dataset) else ()
+        own = batches[processes.rank() :: several]
+        rows = torch.cat(own) if own else torch.empty(0, dtype=torch.long)
+        with closing(self._own(_Rows(self.dataset, rows.tolist(), self.dataset.preprocessing))) as passed:
+            for _ in range(-(-len(batches) // several)):
+                before = self.network_seconds
+                found = next(passed, None)
+                if found is not None:
+                    unread = [(int(rows[row]), file) for row, file in found[2]]
+                    found = rows[found[0]], found[1], unread
+                told = processes.gathered((found, self.network_seconds - before))
+                self.network_seconds = before + sum(seconds for _, seconds in told)
+                yield from (found for found, _ in told if found is not None)
+
+    def _own(self, dataset: Views) -> Generator[Passed]:
+        how, device = self.how, self.how.accelerator.device
         self.network = channels_last(self.network.eval().to(device))
         if device.type == "cpu" and how.workers is None:
             batches = load_in_turns(dataset, batch_size=how.size)
         else:
             batches = load(dataset, batch_size=how.size, workers=how.workers, pin_memory=device.type == "cuda")
-        done = 0
-        how.progress(self.label, done, len(dataset))
         with closing(batches):  # its threads end at once, also where somebody holds on to an error
             for batch in batches:
                 results: Any = torch.empty(0)
@@ -105,8 +137,6 @@ class FrozenPass:
                     count, views = batch.images.shape[:2]
                     images = batch.images.to(device, non_blocking=True).flatten(0, 1)
                     results = _each(self._run(images, self.whole * views), partial(_by_image, count=count))
-                done += len(batch.rows) + len(batch.bad)
-                how.progress(self.label, done, len(dataset))
                 yield batch.rows, results, batch.bad
 
     def _run(self, images: Tensor, count: int) -> Any:
@@ -139,6 +169,21 @@ class FrozenPass:
 
     def _normalised(self, images: Tensor) -> Tensor:
         return normalise(images, self.dataset.preprocessing).contiguous(memory_format=torch.channels_last)
+
+
+@dataclass
+class _Rows:
+    """Some rows of a dataset, as a dataset of their own."""
+
+    dataset: Views
+    rows: Sequence[int]
+    preprocessing: Preprocessing
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> tuple[int, Tensor | BadFile]:
+        return place, self.dataset[self.rows[place]][1]
 
 
 def _filled(images: Tensor, count: int) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tlkit import __version__
+from tlkit import __version__, processes
 from tlkit.data.content import digests
 from tlkit.data.loading import BadFile, ViewDataset
 from tlkit.networks.build import Loaded
@@ -64,11 +64,12 @@ def extract(
     files = digests(dataset.root, dataset.paths)
     with cache.open(key) as entry:
         places = entry.find([file or "" for file in files])
-        there = np.flatnonzero(places >= 0)
+        everywhere = np.all(processes.gathered(places >= 0), axis=0)  # machines need not have the same in their caches
+        there = np.flatnonzero(everywhere)
         values = entry.read(places[there]).view(np.float32) if len(there) else np.empty((0, 0), np.float32)
     if len(there):
         how.say(f"features of {len(there)} of {len(dataset)} images were there from an earlier run")
-    todo = np.flatnonzero(places < 0)
+    todo = np.flatnonzero(~everywhere)
     part = ViewDataset(dataset.root, [dataset.paths[row] for row in todo.tolist()], dataset.preprocessing, dataset.view)
     with _writing(cache, key, len(todo), how) as keep:
         new = _extract(
@@ -116,6 +117,8 @@ def _writing(
         writers: list[Writer | None] = []
 
         def keep(files: Sequence[str | None], values: np.ndarray) -> None:
+            if not processes.is_first_here():
+                return
             known = [place for place, file in enumerate(files) if file is not None]
             rows = np.ascontiguousarray(values[known]).reshape(len(known), -1).view(np.uint8)
             if not writers:

@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from tlkit import processes
 from tlkit.data.training import seed_of
 from tlkit.errors import TlkitError
 from tlkit.networks.depthwise import QuickDepthwise
 from tlkit.networks.freezing import train_mode
+from tlkit.networks.shared_batch_norm import SharedBatchNorm
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,7 +53,7 @@ class Place:
     Args:
         epoch: Epochs finished.
         step: Steps done in the epoch that has begun.
-        totals: Sums of the named losses over these steps.
+        totals: Sums of the named losses over these steps, each of the whole batch.
         parts: Parts that each batch is computed in.
     """
 
@@ -113,34 +115,40 @@ def fit(
     while place.epoch < epochs:
         train_mode(objective)
         stream = batches.epoch(place.epoch, place.step)
-        while place.step < batches.steps:
-            number = place.epoch * batches.steps + place.step
-            draw = seed_of(seed, number, accelerator.process_index)
-            seed_generators(device, draw)
-            batch = next(stream)
-            weight = batches.weight(place.epoch, place.step)
-            factor = rate(number)
-            if before_step is not None:
-                before_step(number)
-            with held_signals():
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak"] * factor
-                losses = loop.step(batch, weight, draw)
-                watch(number, losses["loss"])
-                for name, value in losses.items():
-                    place.totals[name] = place.totals.get(name, 0) + value
-                if average is not None:
-                    average(number + 1)
-                place.step += 1
-            if after_step():
-                return
+        with stopped_together() as stops:
+            while place.step < batches.steps:
+                number = place.epoch * batches.steps + place.step
+                draw = seed_of(seed, number, accelerator.process_index)
+                seed_generators(device, draw)
+                batch = next(stream)
+                weight = batches.weight(place.epoch, place.step)
+                factor = rate(number)
+                if before_step is not None:
+                    before_step(number)
+                with held_signals():
+                    for group in optimizer.param_groups:
+                        group["lr"] = group["peak"] * factor
+                    losses = _of_all(loop.step(batch, weight, draw), weight, accelerator)
+                    watch(number, losses["loss"])
+                    for name, value in losses.items():
+                        place.totals[name] = place.totals.get(name, 0) + value
+                    if average is not None:
+                        average(number + 1)
+                    place.step += 1
+                if after_step() or stops():
+                    return
         watch.look()
-        means = {
-            name: float(accelerator.reduce(total / place.step, "mean").item()) for name, total in place.totals.items()
-        }
-        ended = after_epoch(means)
+        ended = after_epoch({name: float((total / place.step).item()) for name, total in place.totals.items()})
         if ended:
             return
+
+
+def _of_all(losses: dict[str, Tensor], weight: float, accelerator: Accelerator) -> dict[str, Tensor]:
+    """Losses of a whole batch from those of this process's part of it."""
+    if processes.count() == 1:
+        return losses
+    means = accelerator.reduce(torch.stack([value.float() * weight for value in losses.values()]), "mean")
+    return dict(zip(losses, means.unbind(), strict=True))
 
 
 @dataclass
@@ -192,7 +200,8 @@ class _Loop:
     def _losses(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         at = self.accelerator
         quick = at.device.type == "cpu" and at.mixed_precision == "bf16"
-        with QuickDepthwise() if quick else nullcontext():
+        several = processes.count() > 1
+        with QuickDepthwise() if quick else nullcontext(), SharedBatchNorm() if several else nullcontext():
             return self.objective(*batch)
 
     def _halve(self, count: int, error: Exception) -> None:
@@ -255,17 +264,49 @@ def seed_generators(device: torch.device, seed: int) -> None:
 
 
 @contextmanager
-def held_signals() -> Iterator[None]:
-    """Ctrl-C and SIGTERM that arrive inside take effect at its end."""
+def stopped_together() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM, to whichever of several processes, take effect in all of them between the same two steps.
+
+    A process that stopped by itself would leave the others in the middle of a step that cannot be finished without it.
+
+    Yields:
+        To be called by all processes after each step; returns True where one of them is to stop: all then leave the
+        context, at whose end the signal takes effect.
+    """
+    if processes.count() == 1:
+        yield lambda: False
+        return
+    with held_signals() as arrived:
+
+        def stops() -> bool:
+            here = any(number in STOPS for number, _ in arrived)
+            wanted = bool(processes.highest(here))
+            if wanted and not here:
+                signal.raise_signal(signal.SIGTERM)
+            return wanted
+
+        yield stops
+
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def held_signals() -> Iterator[list[tuple[int, Any]]]:
+    """Ctrl-C and SIGTERM that arrive inside take effect at its end.
+
+    Yields:
+        Those that have arrived, as their handlers would be called.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread is ever interrupted
+        yield []  # only the main thread is ever interrupted
         return
     # a decoding process that dies of the same signal raises in here, too
     held = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGCHLD") if hasattr(signal, name)]
     arrived: list[tuple[int, Any]] = []
     kept = {number: signal.signal(number, lambda *call: arrived.append(call)) for number in held}
     try:
-        yield
+        yield arrived
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tlkit import config
+from tlkit import config, processes
 from tlkit.data.batches import BatchPlan
 from tlkit.data.content import digests
 from tlkit.data.folders import Samples
@@ -115,14 +115,18 @@ class Kept:
         return bool((self.places[CENTER][rows] >= 0).all())
 
     def predict(self, network: nn.Module, rows: np.ndarray) -> np.ndarray:
-        """Class probabilities (M, K) of the images in a mask (N) by a network that shares the frozen stages."""
+        """Class probabilities (M, K) of the images in a mask (N) by a network that shares the frozen stages.
+
+        Several processes take parts of them, and all are given all.
+        """
         network.eval()
-        found = []
-        for some in np.array_split(np.flatnonzero(rows), max(1, -(-int(rows.sum()) // (4 * self.how.size)))):
+        found: list[Tensor] = []
+        parts = np.array_split(np.flatnonzero(rows), max(1, -(-int(rows.sum()) // (4 * self.how.size))))
+        for some in processes.share(parts):
             given = self.outputs(CENTER, some)
             with torch.inference_mode(), self.how.accelerator.autocast(), self.split.spliced(network, given) as images:
                 found.append(logits_of(network, images).softmax(-1).cpu())
-        return torch.cat(found).numpy()
+        return np.concatenate([part.numpy() for of_one in processes.gathered(found) for part in of_one])
 
     def close(self) -> None:
         """Others may remove what this phase used."""
@@ -142,6 +146,7 @@ class KeptBatches:
     def __init__(self, kept: Kept, rows: np.ndarray, plan: BatchPlan) -> None:
         self.kept, self.rows, self.plan = kept, rows, plan
         self.labels = torch.from_numpy(plan.labels)
+        self._cut: tuple[int, list[np.ndarray]] = -1, []
 
     @property
     def steps(self) -> int:
@@ -149,15 +154,21 @@ class KeptBatches:
         return self.plan.steps
 
     def weight(self, epoch: int, step: int) -> float:
-        """There is one process: 1."""
-        return 1.0
+        """What this process's part of a batch counts for; 1 for a single process."""
+        return self.plan.weight(self._of(epoch)[step])
+
+    def _of(self, epoch: int) -> list[np.ndarray]:
+        if self._cut[0] != epoch:  # an epoch's order is drawn once, not at every step
+            self._cut = epoch, self.plan.batches(epoch)
+        return self._cut[1]
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch from step ``first`` on."""
         view = str(epoch % self.kept.form.views)
         device = self.kept.how.accelerator.device
-        for batch in self.plan.batches(epoch)[first:]:
-            yield self.kept.outputs(view, self.rows[batch]), self.labels[batch].to(device)
+        for batch in self._of(epoch)[first:]:
+            part = self.plan.part(batch)
+            yield self.kept.outputs(view, self.rows[part]), self.labels[part].to(device)
 
 
 class Prefix:
@@ -215,10 +226,7 @@ class Prefix:
         try:
             if self.mixes:
                 raise CannotSplit("images are mixed with each other")
-            if self.how.accelerator.num_processes > 1:
-                raise CannotSplit("there are several processes")
-            split = self._split(outputs[0])
-            maps = self._maps(outputs)
+            split, maps = processes.each(lambda: (self._split(outputs[0]), self._maps(outputs)))
         except CannotSplit as why:
             self.how.say(f"frozen stages run in every epoch, not once: {why}")
             return None
@@ -288,11 +296,23 @@ class Prefix:
         """
         varied = [str(number) for number in range(kept.form.views)]
         with ExitStack() as stack:
-            todo = [self._room(maps, varied, training, stack), self._room(maps, [CENTER], watched, stack)]
+            todo = processes.each(
+                lambda: [self._room(maps, varied, training, stack), self._room(maps, [CENTER], watched, stack)]
+            )
             for views, lacking, writers in todo:  # room for everything before anything is computed
                 self._pass(maps, views, lacking, writers)
-        for view, rows in (*((view, training) for view in varied), (CENTER, watched)):
-            entry = self.cache.open(self._key(maps[0], view))
+        processes.gathered(None)  # what the others wrote is there from here on
+        parts = {**dict.fromkeys(varied, training), CENTER: watched}
+        processes.each(lambda: self._open(kept, maps[0], parts))
+
+    def _open(self, kept: Kept, output: _Map, parts: Mapping[str, np.ndarray]) -> None:
+        """Open what a phase uses: of each view the images in a mask (N).
+
+        Raises:
+            NoRoom: It is not there any more.
+        """
+        for view, rows in parts.items():
+            entry = self.cache.open(self._key(output, view))
             kept.entries[view], kept.places[view] = entry, entry.find(self._digests())
             if (kept.places[view][rows] < 0).any():  # in the moment when nobody held it
                 kept.close()
@@ -303,6 +323,8 @@ class Prefix:
     ) -> tuple[Sequence[str], dict[tuple[str, str], np.ndarray], dict[tuple[str, str], Writer]]:
         """What is lacking of each map and view, as masks (N), and room for it; what is there stays until all is made.
 
+        Of the processes of a machine, which share its cache, one writes.
+
         Raises:
             NoRoom: There is none.
         """
@@ -312,7 +334,7 @@ class Prefix:
                 entry = stack.enter_context(self.cache.open(self._key(output, view)))
                 which = output.stage.name, view
                 lacking[which] = rows & (entry.find(self._digests()) < 0)
-                if count := int(lacking[which].sum()):
+                if (count := int(lacking[which].sum())) and processes.is_first_here():
                     writers[which] = stack.enter_context(self.cache.write(self._key(output, view), count, output.bytes))
         return views, lacking, writers
 
@@ -324,7 +346,8 @@ class Prefix:
         writers: Mapping[tuple[str, str], Writer],
     ) -> None:
         """Pass images through the frozen stages, as far as their outputs are not there yet."""
-        todo = np.flatnonzero(np.any(list(lacking.values()), axis=0))
+        anywhere = processes.gathered(np.any(list(lacking.values()), axis=0))
+        todo = np.flatnonzero(np.any(anywhere, axis=0))
         if not len(todo):
             return
         files, dataset = self._digests(), self._dataset(todo, views)
@@ -344,7 +367,7 @@ class Prefix:
             for output, values in zip(maps, outputs, strict=True):
                 for number, view in enumerate(views):
                     new = lacking[output.stage.name, view][here]
-                    if new.any():
+                    if new.any() and (output.stage.name, view) in writers:
                         packed = output.pack(values[:, number][torch.from_numpy(new)])
                         writers[output.stage.name, view].add([files[row] for row in here[new]], packed)
 

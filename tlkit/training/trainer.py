@@ -16,19 +16,20 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from tlkit import config, run_folder
+from tlkit import config, processes, run_folder
 from tlkit.data.folders import Samples
 from tlkit.data.loading import Progress, ViewDataset, silent
 from tlkit.data.training import TrainingBatches
 from tlkit.data.transforms import CENTER, View
 from tlkit.errors import InputLost, TlkitError
 from tlkit.evaluation.metrics import image_losses, metrics
-from tlkit.evaluation.predict import collect, predict_batches
+from tlkit.evaluation.predict import predict_all
 from tlkit.networks.build import Loaded
 from tlkit.networks.forward import channels_last, classify
 from tlkit.networks.freezing import freeze, trainable_parameters
 from tlkit.networks.frozen_pass import How
 from tlkit.networks.stages import stages
+from tlkit.networks.weights import fingerprint
 from tlkit.training import rate_finder
 from tlkit.training.cache import FeatureCache
 from tlkit.training.checkpoint import FILE, Checkpoint, Due, optimizer_state, restore_optimizer, write_checkpoint
@@ -42,8 +43,11 @@ from tlkit.training.prefix import Form, Kept, KeptBatches, Prefix
 from tlkit.training.probe import Head
 from tlkit.training.setup import TRAIN_VIEWS, Settings, anchors, make_batches, make_objective, make_plan, schedule
 from tlkit.training.state import PhaseState, State
+from tlkit.training.tracking import History
 
 REMEMBERED = "remembered "
+ENDS = ("", "budget", "time limit")
+"""Why a clock ends a phase."""
 
 
 class Trainer:
@@ -57,6 +61,7 @@ class Trainer:
         how: Device, precision, processes; who is told.
         cache: Where what frozen layers put out is kept.
         run: The run's folder.
+        follow: Told the rows of all epochs after each of the loop's.
         checkpoint_every: How often the state is stored there: ``"200steps"``, or a duration.
         features: Of all samples, where they are there already.
         features_seconds: What they took.
@@ -73,6 +78,7 @@ class Trainer:
         how: How,
         cache: FeatureCache,
         run: Path,
+        follow: Callable[[History], None],
         checkpoint_every: str = "5min",
         features: Features | None = None,
         features_seconds: float = 0.0,
@@ -80,7 +86,7 @@ class Trainer:
     ) -> None:
         self.loaded, self.samples, self.choosing, self.settings = loaded, samples, choosing, settings
         self.how, self.accelerator, self.say, self.progress = how, how.accelerator, how.say, how.progress
-        self.run, self.cache = run, cache
+        self.run, self.cache, self.follow = run, cache, follow
         self.network = channels_last(loaded.network.to(how.accelerator.device))
         self.features = features
         self.head: Head | None = None
@@ -159,8 +165,10 @@ class Trainer:
             found["val_top1"] = self._val_top1(phase)
         finally:
             self._release()
+        self._equalise()
         present = self.state.phase
         outcome = Outcome(found.pop("epochs"), self._phase_seconds(), tuple(present.losses), found.pop("stopped", ""))
+        outcome = processes.on_first(lambda: outcome)  # what is decided by clocks is decided by one of them
         told = {
             "stages": list(phase.stages),
             "epochs": outcome.epochs,
@@ -181,6 +189,16 @@ class Trainer:
             self.save()
         return outcome
 
+    def _equalise(self) -> None:
+        """Make sure that all processes have the first one's weights, and say so where they had not."""
+        if processes.count() == 1 or len(set(processes.gathered(fingerprint(self.network)))) == 1:
+            return
+        before = _copied(self.network)
+        processes.broadcast(list(self.network.state_dict().values()))
+        after = self.network.state_dict()
+        moved = max(float((after[name].double() - before[name].double()).abs().max()) for name in before)
+        self.say(f"weights had drifted apart between processes, by up to {max(processes.gathered(moved)):.1g}")
+
     def _phase_seconds(self) -> float:
         return self.state.phase.seconds + time.monotonic() - self.phase_began
 
@@ -193,10 +211,13 @@ class Trainer:
         """Fit the head in closed form."""
         if self.features is None:
             self.features = self._extract()
-        self.head = head = fit_closed(self.samples, self.features, self._rows(phase), self.settings.head)
+        samples, features = self.samples, self.features
+        self.head = head = processes.on_first(
+            lambda: fit_closed(samples, features, self._rows(phase), self.settings.head)
+        )
         with held_signals():
-            fold(self.loaded, self.network, head, self.features)
-            chosen = head.probabilities(self.features.values[self.choosing, 0].astype(np.float64))
+            fold(self.loaded, self.network, head, features)
+            chosen = head.probabilities(features.values[self.choosing, 0].astype(np.float64))
             self.state.phase.losses = image_losses(chosen, self.samples.labels[self.choosing]).tolist()
             recorded = any(row["phase"] == len(self.state.phases) + 1 for row in self.state.history)
             if phase.listed and not recorded:  # by a process that was stopped before the phase's end
@@ -225,18 +246,23 @@ class Trainer:
         self._restore_phase()
         average, images, label = self.average, int(self._rows(phase).sum()), f"phase {len(self.state.phases) + 1}"
         limit = config.seconds(training.time_limit) if training.time_limit else math.inf
+        clocked = phase.seconds is not None or math.isfinite(limit)
 
         def after_step() -> bool:
             place = present.place
             done = images if place.step == batches.steps else place.step * batches.plan.batch_size
             self.progress(label, place.epoch * images + done, phase.epochs * images)
-            if self.seconds > limit:
-                present.ended = "time limit"
-            elif phase.seconds is not None and self._phase_seconds() > phase.seconds:
-                present.ended = "budget"
-            elif self._due.after_step(time.monotonic()):
+            if clocked:  # by the first one's clock
+                late = 2 if self.seconds > limit else self._phase_seconds() > (phase.seconds or math.inf)
+                present.ended = ENDS[processes.highest(int(late) if processes.is_first() else 0)]
+            if not present.ended and self._due.after_step(time.monotonic()):
                 self.save()
             return bool(present.ended)
+
+        def after_epoch(losses: dict[str, float]) -> bool:
+            ended = self._after_epoch(phase, losses, batches.steps)
+            self.follow(self.state.history)
+            return ended
 
         prepared, optimizer = self.accelerator.prepare(objective, self.optimizer)
         try:
@@ -250,7 +276,7 @@ class Trainer:
                 place=present.place,
                 seed=self.settings.compute.seed + number,
                 after_step=after_step,
-                after_epoch=lambda losses: self._after_epoch(phase, losses, batches.steps),
+                after_epoch=after_epoch,
                 average=(lambda step: average.update(self.network, step)) if average is not None else None,
                 clip=training.clip,
                 say=self.say,
@@ -341,6 +367,7 @@ class Trainer:
         """Measure, record, keep the best; True where patience has run out."""
         name, rows = self._watched(phase)
         used = self.average.module if self.average is not None else self.network
+        processes.broadcast(list(used.buffers()))  # batch norm's statistics are of each process's own images
         probabilities = self.predict(used, rows) if rows.any() else np.empty((0, 0))
         labels = self.samples.labels[rows]
         figures = metrics(probabilities, labels) if len(labels) else {}
@@ -373,6 +400,7 @@ class Trainer:
                 present.losses = image_losses(probabilities, labels).tolist() if name == "choosing" else []
             if phase.chooses and 0 < self.settings.patience <= present.waited:
                 present.ended = "patience"
+            present.ended = processes.on_first(lambda: present.ended)
             return bool(present.ended)
 
     def _watched(self, phase: Phase) -> tuple[str, np.ndarray]:
@@ -398,7 +426,7 @@ class Trainer:
         """Class probabilities (M, K) of the images in a mask (N), from the view of evaluation."""
         if self._kept is not None and self._kept.knows(rows):
             return self._kept.predict(network, rows)
-        found = collect(predict_batches(network, self.dataset(rows), replace(self.how, progress=progress)))
+        found = predict_all(network, self.dataset(rows), replace(self.how, progress=progress))
         if found.bad:
             file = found.bad[0]
             raise InputLost(file.path, where=self.samples.root, reason=file.reason)
@@ -424,7 +452,8 @@ class Trainer:
     def _record(self, row: dict[str, Any]) -> None:
         row = {"phase": len(self.state.phases) + 1, **row, "seconds": round(self.seconds, 3)}
         self.state.history.append(row)
-        run_folder.append_metrics(self.run, row)
+        if processes.is_first():
+            run_folder.append_metrics(self.run, row)
         if "rates" in row:
             self.say(_epoch_line(row))
 
@@ -439,12 +468,18 @@ class Trainer:
             if isinstance(error, Exception) and not isinstance(error, InputLost):
                 raise
             if self.state.outcomes or self.state.phase.begun:
-                self.save()
+                with held_signals():  # torchrun sends one of its own after that of the terminal
+                    self.save()
             raise
 
     def save(self) -> None:
-        """Store the state; on a full disk the last one stays whole, as it does where the loss has left for good."""
-        if not all(torch.isfinite(total) for total in self.state.phase.place.totals.values()):
+        """Store the state; on a full disk the last one stays whole, as it does where the loss has left for good.
+
+        Between two steps all processes have the same, and one that is written by the first needs nothing of the others.
+        """
+        if not processes.is_first() or not all(
+            torch.isfinite(total) for total in self.state.phase.place.totals.values()
+        ):
             return
         try:
             write_checkpoint(self.run, self._checkpoint())
@@ -483,8 +518,9 @@ class Trainer:
         names = [group for group in tensors if group.startswith(REMEMBERED)]
         self.remembered = {group.removeprefix(REMEMBERED): tensors[group] for group in names}
         self._stored = stored
-        rows = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.state.history)
-        run_folder.write_text(self.run / run_folder.METRICS, rows)
+        if processes.is_first():
+            rows = "".join(json.dumps(row, allow_nan=False) + "\n" for row in self.state.history)
+            run_folder.write_text(self.run / run_folder.METRICS, rows)
 
     def _restore_phase(self) -> None:
         """Optimiser and average of the phase that a stored state was in the middle of."""
