@@ -403,6 +403,16 @@ class Recipes(Checked):
 
 
 @dataclass(frozen=True)
+class Pipeline(Checked):
+    """Steps to run."""
+
+    pipeline: Annotated[
+        Path, Opt("YAML file of steps, each a command with its options.", metavar="PIPELINE.yaml", positional=True)
+    ]
+    keep_going: Annotated[bool, Opt("Where a step fails, still run those that do not depend on it.")] = False
+
+
+@dataclass(frozen=True)
 class Listed(Checked):
     """Models to list."""
 

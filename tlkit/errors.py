@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
+from typing import Any
 
 
 class TlkitError(Exception):
@@ -14,12 +15,22 @@ class TlkitError(Exception):
         where: The file, folder, option or name that it concerns.
         remedy: What the user can do about it.
         details: Single findings (for instance one bad file each) that are printed before the line.
+        told: What the JSON object holds nevertheless.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: object = "", remedy: str = "", details: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: object = "",
+        remedy: str = "",
+        details: Iterable[str] = (),
+        told: Mapping[str, Any] | None = None,
+    ) -> None:
         self.what, self.where, self.remedy, self.details = what, str(where), remedy, list(details)
+        self.told = dict(told or {})
         super().__init__(what, self.where, remedy)
 
     def __str__(self) -> str:
@@ -28,7 +39,7 @@ class TlkitError(Exception):
         return " ".join(line.split())  # a path or a library's message may hold line breaks: one line stays one line
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword-only arguments do not survive the default pickling
-        return _rebuild, (type(self), self.what, self.where, self.remedy, self.details)
+        return _rebuild, (type(self), self.what, self.where, self.remedy, self.details, self.told)
 
 
 class InputLost(TlkitError):
@@ -55,8 +66,10 @@ class UsageError(TlkitError):
     exit_code = 2
 
 
-def _rebuild(kind: type[TlkitError], what: str, where: str, remedy: str, details: list[str]) -> TlkitError:
-    return kind(what, where=where, remedy=remedy, details=details)
+def _rebuild(
+    kind: type[TlkitError], what: str, where: str, remedy: str, details: list[str], told: dict[str, Any]
+) -> TlkitError:
+    return kind(what, where=where, remedy=remedy, details=details, told=told)
 
 
 def _rebuild_lost(path: str, where: str, reason: str) -> InputLost:

@@ -358,4 +358,4 @@ def test_every_command_has_a_file_of_its_name() -> None:
     for info in app_module.app.registered_commands:
         assert info.callback is not None
         assert info.callback.__doc__
-        assert (folder / f"{info.callback.__name__}.py").is_file()
+        assert (folder / f"{info.name or info.callback.__name__}.py").is_file()

@@ -18,7 +18,7 @@ import typer
 from typer import TyperException
 
 from tlkit import __version__, config, processes
-from tlkit.cli.options import options_from_configs
+from tlkit.cli.options import groups_of, options_from_configs
 from tlkit.errors import TlkitError
 
 app = typer.Typer(
@@ -260,6 +260,18 @@ def models(models: config.Listed, output: config.Output) -> None:
     _start("models", locals())
 
 
+@app.command("run")
+@options_from_configs
+def run_(pipeline: config.Pipeline, output: config.Output) -> None:
+    """Run a pipeline: commands as steps of a file, which take what they need from steps before (${pretrain.run}).
+
+    Its folder (--out, by default runs/NAME) holds a run for each, and may be there already: what is done is skipped.
+
+    What was cut is resumed; what depends on an option or a file that has changed (its size or time) is done anew.
+    """
+    _start("run", locals())
+
+
 @app.command()
 @options_from_configs
 def recipes(recipes: config.Recipes, output: config.Output) -> None:
@@ -281,6 +293,14 @@ def doctor(output: config.Output) -> None:
     _start("doctor", locals())
 
 
+def _commands_of_steps() -> dict[str, tuple[Any, ...]]:
+    """The option groups of each command that a pipeline's step can be: of every other one."""
+    functions = {
+        info.name or info.callback.__name__: info.callback for info in app.registered_commands if info.callback
+    }
+    return {name.replace("_", "-"): groups_of(function) for name, function in functions.items() if name != "run"}
+
+
 SEVERAL = ("pretrain", "finetune", "unfreeze", "adapt", "evaluate", "predict", "extract-features")
 """Commands that several processes can carry out together."""
 
@@ -300,7 +320,8 @@ def _start(name: str, groups: dict[str, Any]) -> None:
         command = getattr(_import_command(function), function)
         if processes.count() > 1:
             _import("tlkit.compute").accelerator(groups["compute"])
-        summary: dict[str, Any] = command(**groups, console=console)
+        more = {"commands": _commands_of_steps()} if name == "run" else {}
+        summary: dict[str, Any] = command(**groups, **more, console=console)
     except KeyboardInterrupt:
         raise _Interrupted from None  # Typer would end without a word, and without the one JSON object
     finally:
@@ -349,6 +370,8 @@ def _terminate(*_: object) -> None:
     if hasattr(signal, "SIGCHLD"):  # the group's decoding processes die of the same signal: torch would raise for each
         # a handler that does nothing, not SIG_DFL: Python prints an error where a pending signal finds none
         signal.signal(signal.SIGCHLD, lambda *_: None)
+    # a batch system may tell each process, and a pipeline its steps: told twice, nobody should break off the saving
+    signal.signal(signal.SIGTERM, lambda *_: None)
     raise _Terminated
 
 
@@ -411,5 +434,6 @@ def _fail(error: TlkitError, arguments: Sequence[str], code: int) -> int:
     if "--json" in arguments and processes.is_first():
         command = next((word for word in arguments if not word.startswith("-")), None)
         parts = {"what": error.what, "where": error.where, "remedy": error.remedy, "details": error.details}
-        print(json.dumps({"command": command, "version": __version__, "error": parts, "exit_code": code}))
+        whole = {"command": command, "version": __version__} | error.told | {"error": parts, "exit_code": code}
+        print(json.dumps(whole))
     return code

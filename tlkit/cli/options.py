@@ -6,15 +6,13 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
-from itertools import cycle
 from pathlib import Path
-from types import NoneType
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
-from tlkit.config import Opt, check_value, hints_of, key, literal_choices, option_name
-from tlkit.errors import TlkitError, did_you_mean
+from tlkit.config import Opt, hints_of, key, literal_choices, option_name
+from tlkit.option_values import read_recipe
 
 
 def options_from_configs(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,6 +39,12 @@ def options_from_configs(function: Callable[..., Any]) -> Callable[..., Any]:
     )
     run.__signature__ = inspect.Signature([*positional, recipe, *rest])  # type: ignore[attr-defined]
     return run
+
+
+def groups_of(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """The config dataclasses that a command takes."""
+    hints = get_type_hints(inspect.unwrap(function))
+    return tuple(hint for hint in hints.values() if is_dataclass(hint))
 
 
 def _parameters(config: Any) -> Iterator[inspect.Parameter]:
@@ -81,12 +85,9 @@ def _help(opt: Opt) -> str:
 
 
 def _recipe_option(function: Callable[..., Any]) -> Any:
-    hints: dict[str, Any] = {}
-    for config in get_type_hints(function).values():
-        if is_dataclass(config):
-            hints |= hints_of(config)
+    hints = {name: hint for group in groups_of(function) for name, hint in hints_of(group).items()}
     stored = {name: hint for name, hint in hints.items() if get_args(hint)[1].stored}
-    command = function.__name__.replace("_", "-")
+    command = key(function.__name__).replace("_", "-")
 
     def use(context: typer.Context, path: Path | None) -> Path | None:
         """Make the recipe's values this command's defaults; flags on the command line still win."""
@@ -100,86 +101,3 @@ def _recipe_option(function: Callable[..., Any]) -> Any:
             help="YAML file with option values; flags win over it.", is_eager=True, callback=use, show_default=False
         ),
     ]
-
-
-def read_recipe(path: Path, command: str, known: dict[str, Any]) -> dict[str, Any]:
-    """The option values in a recipe file.
-
-    Args:
-        path: A YAML mapping of option names to values, with an optional key ``command``.
-        command: The command that is about to use it.
-        known: The command's options: name to ``Annotated[type, Opt]``.
-
-    Raises:
-        TlkitError: The file cannot be read, belongs to another command, or has an unknown key or a bad value.
-    """
-    import yaml  # not where --help waits for it
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise TlkitError(
-            f"the recipe cannot be read ({error.strerror})", where=path, remedy="check the path"
-        ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TlkitError(f"not a YAML file ({error})", where=path, remedy="write 'key: value' lines") from error
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise TlkitError("a recipe is a mapping of options to values", where=path, remedy="write 'key: value' lines")
-    if (other := values.pop("command", command)) != command:
-        raise TlkitError(f"this recipe is for '{other}', not '{command}'", where=path, remedy=f"run 'tlkit {other}'")
-    found = {}
-    for word, value in values.items():
-        name = str(word).replace("-", "_")
-        name = f"{name}_" if f"{name}_" in known else name  # a word of Python's, such as from
-        if name not in known:
-            keys = sorted(map(key, known))
-            remedy = did_you_mean(name, keys) or f"known keys: {', '.join(keys)}"
-            raise TlkitError(f"unknown key '{word}'", where=path, remedy=remedy)
-        if value is not None:
-            found[name] = _recipe_value(path, name, known[name], value)
-    return found
-
-
-def _recipe_value(path: Path, name: str, hint: Any, value: Any) -> Any:
-    kind = get_args(hint)[0]
-    try:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        value = str(value) if get_args(hint)[1].pattern and number else _as(kind, value)  # lr: 0.01
-    except ValueError:
-        what = f"key '{key(name)}' has a value of the wrong type: {value!r}"
-        raise TlkitError(what, where=path, remedy=f"give {_wanted(kind)}") from None
-    try:
-        check_value(name, hint, value)
-    except TlkitError as error:
-        raise TlkitError(f"key '{key(name)}': {error.what}", where=path, remedy=error.remedy) from error
-    return value
-
-
-def _as(kind: Any, value: Any) -> Any:
-    """``value`` as an option of type ``kind`` takes it; `ValueError` where YAML gave another type."""
-    kind, parts = _one(kind), get_args(_one(kind))
-    if get_origin(kind) in (list, tuple):
-        if not isinstance(value, list) or (get_origin(kind) is tuple and len(value) != len(parts)):
-            raise ValueError
-        return [_as(part, item) for part, item in zip(cycle(parts), value, strict=False)]
-    if kind is float and isinstance(value, str):
-        return float(value)  # YAML reads 1e-3, unlike 1.0e-3, as text
-    wanted = {int: (int,), float: (int, float), bool: (bool,), str: (str,), Path: (str,)}
-    simple = wanted.get(kind, tuple({type(choice) for choice in literal_choices(kind)}) or (object,))
-    if not isinstance(value, simple) or (isinstance(value, bool) and kind in (int, float)):
-        raise ValueError
-    return value
-
-
-def _one(kind: Any) -> Any:
-    """``X`` for ``X | None``."""
-    return next(part for part in get_args(kind) if part is not NoneType) if NoneType in get_args(kind) else kind
-
-
-def _wanted(kind: Any) -> str:
-    kind, parts = _one(kind), get_args(_one(kind))
-    if get_origin(kind) in (list, tuple):
-        return f"a list{f' of {len(parts)}' if get_origin(kind) is tuple else ''}, each {_wanted(parts[0])}"
-    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
-    return names.get(kind, "text")

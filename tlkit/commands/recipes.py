@@ -59,7 +59,7 @@ def recipes(recipes: config.Recipes, output: config.Output, console: Console) ->
     """List, show or copy recipes; see ``tlkit recipes --help``."""
     run_folder.refuse_existing(output.out)
     known = shipped()
-    chosen = [_find(name, known) for name in recipes.names or []] or list(known.values())
+    chosen = [recipe_named(name, known) for name in recipes.names or []] or list(known.values())
     told: dict[str, Any] = {"recipes": [_told(recipe) for recipe in chosen]}
     if output.plan:
         console.line(f"{len(chosen)} recipes would be {'copied' if output.out else 'shown'}")
@@ -93,8 +93,13 @@ def shipped() -> dict[str, Recipe]:
     return {name: Recipe(name, path) for name, path in [*sorted(options.items()), *scripts.items()]}
 
 
-def _find(name: str, known: dict[str, Recipe]) -> Recipe:
-    """By its whole name, or by the last part of it where only one is called so."""
+def recipe_named(name: str, known: dict[str, Recipe] | None = None) -> Recipe:
+    """By its whole name, or by the last part of it where only one is called so.
+
+    Raises:
+        TlkitError: There is none, or more than one.
+    """
+    known = shipped() if known is None else known
     whole = name.removesuffix(".yaml")
     same = [recipe for other, recipe in known.items() if whole in (other, other.rpartition("/")[2])]
     if len(same) == 1:

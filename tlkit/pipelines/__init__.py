@@ -1,0 +1,1 @@
+"""Pipelines: commands as steps of a file that refer to each other's results."""
