@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("worker.py")
-SGD = ("--optimizer", "sgd", "--lr", "0.01", "--augment", "none", "--batch-size", 8, "--precision", "fp32")
+SGD = ("--optimizer", "sgd", "--lr", "0.001", "--augment", "none", "--batch-size", 8, "--precision", "fp32")
 LEARNT = {
     "full": ("finetune", "--strategy", "full", "--epochs", 2, "--bn", "train", *SGD),
     "gradual": ("unfreeze", "--stages", 3, "--epochs-per-stage", 2, "--ema", 0.5, "--test-fraction", 0.2, *SGD),
@@ -135,10 +137,13 @@ def test_weights_are_the_same_in_all_processes_after_every_phase(noted: Any, bot
 
 @pytest.mark.parametrize("name", ["full", "whole", "probe"])
 def test_two_processes_learn_what_one_learns(alone: Path, both: Path, name: str, lines: Any) -> None:
-    """But for rounding: the batch is the same, batch norm's statistics are those of all of it."""
+    """But for rounding, which a few batches of eight amplify: the batch is the same, batch norm's statistics, too.
+
+    With the statistics of each process's own part, losses differ by a twentieth.
+    """
     one, two = (safetensors.numpy.load_file(folder / name / "model.safetensors") for folder in (alone, both))
     for key in one:
-        np.testing.assert_allclose(two[key], one[key], rtol=2e-3, atol=2e-4, err_msg=key)
+        np.testing.assert_allclose(two[key], one[key], rtol=1e-2, atol=2e-3, err_msg=key)
     for wanted, found in zip(*(lines(folder / name / "metrics.jsonl") for folder in (alone, both)), strict=True):
         for loss, value in wanted["losses"].items():
             assert found["losses"][loss] == pytest.approx(value, rel=1e-3, abs=1e-4)
