@@ -43,8 +43,8 @@ def accelerator(compute: config.Compute) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice to people who call Accelerate themselves
+        processes.join("nccl" if device == "cuda" else "gloo")
         PartialState(cpu=device == "cpu")
-        processes.join()
         return Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
 
 

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import os
 import pickle
+import signal
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -73,14 +74,22 @@ def is_first_here() -> bool:
     return count() == 1 or int(os.environ.get("LOCAL_RANK", rank())) == 0
 
 
-def join() -> None:
-    """Be able to talk to the others, once Accelerate has brought them together; again is nothing."""
+def join(backend: str) -> None:
+    """Bring the processes together, before Accelerate would; again is nothing.
+
+    Args:
+        backend: What the network's gradients are averaged by: ``gloo`` or ``nccl``.
+    """
     if count() == 1 or _joined.group is not None:
         return
     import torch.distributed as dist
-    from torch.distributed.distributed_c10d import _get_default_store
+    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
-    _joined.store = _get_default_store()
+    # a job that torchrun starts again finds what it stored before: addresses of processes that are gone
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store, rank, several = next(iter(rendezvous("env://")))
+    _joined.store = PrefixStore(f"tlkit/{start}", store)
+    dist.init_process_group(backend, store=_joined.store, rank=rank, world_size=several)
     _joined.group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
@@ -241,6 +250,8 @@ def last_words(error: TlkitError) -> TlkitError | None:
     """
     if count() == 1 or _joined.store is None:
         return error if is_first() else None
+    for number in (signal.SIGINT, signal.SIGTERM):  # torchrun ends what it finds alive once one of them has failed
+        signal.signal(number, signal.SIG_IGN)
     lost = isinstance(error, PeerLost)
     if is_first() and lost and (found := _heard(range(1, count()))) is not None:
         number, text = found
