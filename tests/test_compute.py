@@ -64,6 +64,18 @@ def test_a_device_that_is_not_there_is_refused(device: Any, monkeypatch: pytest.
     assert "--device auto" in caught.value.remedy
 
 
+@pytest.mark.parametrize(("device", "gpus"), [("cuda", 1), ("mps", 0)])
+def test_each_of_several_processes_needs_a_device_of_its_own(
+    device: Any, gpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has(monkeypatch, cuda=gpus > 0, mps=device == "mps")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(TlkitError, match=f"2 processes were started on a machine that has 1 {device} device"):
+        compute.accelerator(config.Compute(device=device))
+
+
 def test_fp16_on_a_processor_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     has(monkeypatch)
     with pytest.raises(TlkitError, match="fp16 needs a GPU") as caught:

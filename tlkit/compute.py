@@ -26,7 +26,9 @@ def accelerator(compute: config.Compute) -> Accelerator:
     has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     device = compute.device
     if device == "auto":
-        device = "cuda" if has["cuda"] else "mps" if has["mps"] else "cpu"
+        device = "cuda" if has["cuda"] else "mps" if has["mps"] and processes.count() == 1 else "cpu"
+    if processes.count() > 1 and device != "cpu":
+        _refuse_too_many(device)
     if not has[device]:
         remedy = "use --device auto; 'tlkit doctor' lists devices"
         raise TlkitError(f"no {device} device", where="--device", remedy=remedy)
@@ -46,6 +48,16 @@ def accelerator(compute: config.Compute) -> Accelerator:
         processes.join("nccl" if device == "cuda" else "gloo")
         PartialState(cpu=device == "cpu")
         return Accelerator(cpu=device == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def _refuse_too_many(device: str) -> None:
+    """Raise where not each process of this machine can have a device of its own."""
+    import torch
+
+    devices, here = torch.cuda.device_count() if device == "cuda" else 1, processes.count_here()
+    if here > devices or device == "mps":
+        what = f"{here} processes were started on a machine that has {devices} {device} device{'s' * (devices != 1)}"
+        raise TlkitError(what, where="--device", remedy="start a process for each of its GPUs, or give --device cpu")
 
 
 def prepare(

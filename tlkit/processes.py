@@ -250,8 +250,8 @@ def last_words(error: TlkitError) -> TlkitError | None:
     """
     if count() == 1 or _joined.store is None:
         return error if is_first() else None
-    for number in (signal.SIGINT, signal.SIGTERM):  # torchrun ends what it finds alive once one of them has failed
-        signal.signal(number, signal.SIG_IGN)
+    for ending in (signal.SIGINT, signal.SIGTERM):  # torchrun ends what it finds alive once one of them has failed
+        signal.signal(ending, signal.SIG_IGN)
     lost = isinstance(error, PeerLost)
     if is_first() and lost and (found := _heard(range(1, count()))) is not None:
         number, text = found

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,32 +54,6 @@ np.savez(out / f"{accelerator.num_processes}-{accelerator.process_index}.npz", *
 COUNTS, VIEWS = (37, 17, 8, 5), ("center", "ten-crop")
 
 
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
-def processes(count: int, *arguments: object) -> list[subprocess.CompletedProcess[str]]:
-    """Run one Python command line as torchrun would, in so many processes."""
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
-    started = []
-    for rank in range(count):
-        environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if count > 1 else dict(os.environ)
-        command = [sys.executable, *map(str, arguments)]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=environment, **pipes))
-    done = []
-    try:
-        for process in started:
-            out, err = process.communicate(timeout=200)
-            done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
-    finally:
-        for process in started:
-            process.kill()
-    return done
-
-
 @pytest.fixture(scope="module")
 def images(make_shapes: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """37 images of three classes, one of which cannot be read."""
@@ -92,7 +63,9 @@ def images(make_shapes: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def found(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, np.ndarray]]:
+def found(
+    images: Path, together: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, np.ndarray]]:
     """What each process holds in the end: ``1-0`` alone, ``2-0`` and ``2-1`` of two."""
     out = tmp_path_factory.mktemp("out")
     script = out / "script.py"
@@ -100,7 +73,7 @@ def found(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, d
     with pytest.MonkeyPatch.context() as patched:  # one of them here: most of the time goes into imports
         patched.setattr(sys, "argv", [str(script), str(images), str(out)])
         runpy.run_path(str(script))
-    for done in processes(2, script, images, out):
+    for done in together(script, images, out):
         assert done.returncode == 0, done.stderr
     return {path.stem: dict(np.load(path)) for path in out.glob("*.npz")}
 
@@ -154,7 +127,7 @@ def test_figures_of_two_processes_are_scikit_learns(found: dict[str, Any], count
 
 @pytest.mark.slow
 def test_the_command_prints_one_object_and_writes_one_folder(
-    trained: Path, images: Path, tmp_path: Path, read_csv: Any
+    tlkit: Callable[..., Any], together: Callable[..., Any], trained: Path, images: Path, tmp_path: Path, read_csv: Any
 ) -> None:
     """Through the real command line, as ``torchrun -m tlkit`` would start it."""
     told = {}
@@ -162,9 +135,13 @@ def test_the_command_prints_one_object_and_writes_one_folder(
         arguments = ("evaluate", trained, images, "--split", "all", "--on-error", "skip", "--tta", "flip")
         options = ("--precision", "fp32", "--device", "cpu", "--batch-size", 8, "--json")
         out = tmp_path / str(count)
-        done = processes(count, "-m", "tlkit", *arguments, *options, "--out", out)
-        assert [one.returncode for one in done] == [0] * count, done[-1].stderr
-        assert [len(one.stdout.splitlines()) for one in done] == [1] + [0] * (count - 1)
+        words = (*arguments, *options, "--out", out)
+        if count == 1:
+            told[count] = tlkit(*words).json
+            continue
+        done = together("-m", "tlkit", *words)
+        assert [one.returncode for one in done] == [0, 0], done[-1].stderr
+        assert [len(one.stdout.splitlines()) for one in done] == [1, 0]
         told[count] = json.loads(done[0].stdout)
     assert told[2]["metrics"] == told[1]["metrics"] and told[2]["metrics"]["images"] == 36
     for name in ("per_class", "reliability", "coverage", "confusion_matrix", "skipped_files"):
@@ -176,9 +153,11 @@ def test_the_command_prints_one_object_and_writes_one_folder(
 
 
 @pytest.mark.slow
-def test_a_mistake_of_two_processes_ends_both(trained: Path, images: Path, tmp_path: Path) -> None:
+def test_a_mistake_of_two_processes_ends_both(
+    together: Callable[..., Any], trained: Path, images: Path, tmp_path: Path
+) -> None:
     arguments = ("evaluate", trained, images, "--split", "all", "--device", "cpu", "--out", tmp_path / "out")
-    done = processes(2, "-m", "tlkit", *arguments)
+    done = together("-m", "tlkit", *arguments)
     assert [one.returncode for one in done] == [1, 1]
     assert "square/04.png" in done[0].stderr
     assert not (tmp_path / "out").exists()
