@@ -2,7 +2,7 @@
 
 All of them run the same code. What is written, printed and decided by a clock is the first one's alone (`on_first`,
 `is_first`); what each finds out for itself is told to the others (`each`); in between they never wait for each other. A
-function here is called by all of them, in the same order: a process that does not take part keeps the others waiting.
+function here is called by all of them, in the same order: one that did not take part would keep the others waiting.
 """
 
 from __future__ import annotations
@@ -87,9 +87,9 @@ def join(backend: str) -> None:
 
     # a job that torchrun starts again finds what it stored before: addresses of processes that are gone
     start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store, rank, several = next(iter(rendezvous("env://")))
+    store, number, several = next(iter(rendezvous("env://")))
     _joined.store = PrefixStore(f"tlkit/{start}", store)
-    dist.init_process_group(backend, store=_joined.store, rank=rank, world_size=several)
+    dist.init_process_group(backend, store=_joined.store, rank=number, world_size=several)
     _joined.group = dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
@@ -253,9 +253,9 @@ def last_words(error: TlkitError) -> TlkitError | None:
     for ending in (signal.SIGINT, signal.SIGTERM):  # torchrun ends what it finds alive once one of them has failed
         signal.signal(ending, signal.SIG_IGN)
     lost = isinstance(error, PeerLost)
-    if is_first() and lost and (found := _heard(range(1, count()))) is not None:
-        number, text = found
-        error = TlkitError(f"process {number} of {count()}: {text}")
+    if is_first() and lost:
+        number, text = _heard(range(1, count())) or (0, "")
+        error = TlkitError(f"process {number} of {count()}: {text}") if text else error
     if is_first() or not lost:
         with contextlib.suppress(Exception):  # the store may be gone with the process that held it
             _joined.store.set(f"tlkit/failed/{rank()}", str(error))

@@ -241,7 +241,7 @@ class Learner:
 
     def _after_epoch(self, losses: dict[str, float], rate: Callable[[int], float], steps: int) -> None:
         """Measure both domains, record, keep what is told of in the end."""
-        processes.broadcast(list(self.objective.buffers()))  # batch norm's statistics are of each one's own images
+        processes.broadcast(list(self.objective.buffers()))  # there are norms with statistics of each one's own images
         module = self.module
         if self.method.norms is not None:
             module = copy.deepcopy(module)

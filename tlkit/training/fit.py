@@ -182,7 +182,8 @@ class _Loop:
     def _gradients(self, batch: tuple[Tensor, ...], weight: float) -> dict[str, Tensor]:
         """Add the batch's gradients; returns its mean losses."""
         count = len(batch[0])
-        parts = max(1, min(self.place.parts, count // 2))  # of two samples at least, for batch norm's sake
+        least = int(count / weight + 1e-6)  # that any process has of this batch: all compute it in as many parts
+        parts = max(1, min(self.place.parts, least // 2))  # of two samples at least, for batch norm's sake
         if parts == 1:
             losses = self._losses(batch)
             self.accelerator.backward(losses["loss"] * weight)

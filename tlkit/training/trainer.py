@@ -376,7 +376,7 @@ class Trainer:
         """Measure, record, keep the best; True where patience has run out."""
         name, rows = self._watched(phase)
         used = self.average.module if self.average is not None else self.network
-        processes.broadcast(list(used.buffers()))  # batch norm's statistics are of each process's own images
+        processes.broadcast(list(used.buffers()))  # there are norms whose statistics are of each process's own images
         probabilities = self.predict(used, rows) if rows.any() else np.empty((0, 0))
         labels = self.samples.labels[rows]
         figures = metrics(probabilities, labels) if len(labels) else {}
