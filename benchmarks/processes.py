@@ -61,9 +61,7 @@ def main():
             one, two = (predicted(folder / f"{processes}-{number}-measured") for processes in (1, 2))
             same = sum(a[:2] == b[:2] for a, b in zip(one, two, strict=True))
             furthest = max(abs(a[2] - b[2]) for a, b in zip(one, two, strict=True))
-            print(
-                f"predictions: {same} of {len(one)} the same labels in the same order, probabilities within {furthest:.1g}"
-            )
+            print(f"predictions: {same} of {len(one)} alike, in the same order; probabilities within {furthest:.1g}")
     for place, what in enumerate(("training rate", "whole finetune command", "whole evaluate command")):
         ratios = [two[place] / one[place] for one, two in zip(found[1], found[2], strict=True)]
         print(f"two processes / one, {what}: {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
