@@ -201,6 +201,22 @@ def predict(
 
 @app.command()
 @options_from_configs
+def export(
+    network: config.Trained,
+    exporting: config.Exporting,
+    preprocess: config.Preprocess,
+    output: config.Output,
+) -> None:
+    """Write a run or a pretrained model for other programs: ONNX, torch.export, or a folder for the Hugging Face hub.
+
+    What was written is read back and compared with the network; predict and evaluate take the ONNX file as they take a
+    run.
+    """
+    _start("export", locals())
+
+
+@app.command()
+@options_from_configs
 def extract_features(
     features: config.Features,
     network: config.Network,
