@@ -92,9 +92,8 @@ def _form(exporting: config.Exporting, out: Path | None) -> str:
         remedy = f"end it in {wanted}" if wanted else "give a folder"
         raise TlkitError(f"not what --format {form} writes", where=out, remedy=remedy)
     if form != "onnx" and exporting.quantise != "none":
-        raise TlkitError(
-            "only ONNX can have fewer bits", where="--quantise", remedy=f"leave it out, or --format {form}"
-        )
+        remedy = "leave it out, or give --format onnx"
+        raise TlkitError(f"{form} has no fewer bits", where="--quantise", remedy=remedy)
     if exporting.calibrate_on is not None and exporting.quantise != "int8":
         raise TlkitError("only int8 needs it", where="--calibrate-on", remedy="add --quantise int8, or leave it out")
     return form
@@ -149,10 +148,8 @@ def _refuse_different(check: dict[str, Any], out: Path) -> None:
     if check["same_labels"] == check["images"] and check["max_difference"] <= TOLERANCE:
         return
     same = f"{check['same_labels']} of {check['images']} labels are the network's"
-    what = (
-        f"not written: {same}, probabilities differ by up to {check['max_difference']:.2g} ({TOLERANCE:g} is allowed)"
-    )
-    raise TlkitError(what, where=out, remedy="try another --format")
+    far = f"probabilities differ by up to {check['max_difference']:.2g} ({TOLERANCE:g} is allowed)"
+    raise TlkitError(f"not written: {same}, {far}", where=out, remedy="try another --format")
 
 
 def _kind(exporting: config.Exporting, form: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from tlkit import __version__
+from tlkit.data.folders import SPLITS
 from tlkit.networks import imagenet
 from tlkit.networks.build import Loaded
 from tlkit.networks.licences import Origin
@@ -76,7 +77,8 @@ def _data(loaded: Loaded, summary: Mapping[str, Any]) -> Iterator[str]:
         if loaded.classes:
             yield "## Classes\n\n" + _some([f"`{name}`" for name in imagenet.describe(loaded.classes)])
         return
-    parts = list(dict.fromkeys(part for of in counts.values() for part in of))
+    there = {part for of in counts.values() for part in of}
+    parts = [part for part in SPLITS if part in there] + sorted(there - set(SPLITS))
     rows = [[name, *(of.get(part, 0) for part in parts)] for name, of in counts.items()]
     total = ["all", *(sum(of.get(part, 0) for of in counts.values()) for part in parts)]
     more = f"\n\nand {len(rows) - LISTED} more classes" if len(rows) > LISTED else ""
