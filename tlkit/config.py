@@ -234,6 +234,19 @@ class Trained(Checked):
 
 
 @dataclass(frozen=True)
+class TrainedOrExported(Checked):
+    """The network to use."""
+
+    model: Annotated[
+        str,
+        Opt("Folder of a run, ONNX file of tlkit export, or timm model name.", metavar="RUN|MODEL", positional=True),
+    ]
+    weights: Annotated[str, Opt("Weights for a MODEL; default means its public ones.", metavar="default|FILE|RUN")] = (
+        "default"
+    )
+
+
+@dataclass(frozen=True)
 class Exporting(Checked):
     """What to export, and what to check it on."""
 
@@ -248,7 +261,7 @@ class Exporting(Checked):
         Literal["none", "fp16", "int8"],
         Opt(
             "ONNX in fewer bits, its accuracy stated beside that of the network. fp16: half the size, not quicker on a"
-            " CPU; int8: a quarter, quicker, and less accurate."
+            " CPU; int8: a third, quicker, and less accurate."
         ),
     ] = "none"
     calibrate_on: Annotated[

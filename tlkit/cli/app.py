@@ -136,7 +136,7 @@ def adapt(
 @app.command()
 @options_from_configs
 def evaluate(
-    network: config.Trained,
+    network: config.TrainedOrExported,
     data: config.EvalData,
     views: config.Views,
     merging: config.Merging,
@@ -186,7 +186,7 @@ def compare(
 @app.command()
 @options_from_configs
 def predict(
-    network: config.Trained,
+    network: config.TrainedOrExported,
     images: config.NewImages,
     views: config.Views,
     merging: config.Merging,

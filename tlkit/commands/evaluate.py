@@ -46,7 +46,7 @@ SHOWN = 10
 
 
 def evaluate(
-    network: config.Trained,
+    network: config.TrainedOrExported,
     data: config.EvalData,
     views: config.Views,
     merging: config.Merging,
@@ -81,6 +81,8 @@ def evaluate(
     if output.plan:
         return _plan(aligned, loaded, part, views.tta, console)
     if isinstance(loaded.network, Exported):  # whatever is asked for
+        if part == "all":
+            console.warn("an ONNX file does not know which images it was trained on: name others to measure on")
         compute = replace(compute, device="cpu", precision="fp32")
     passes = how(compute, console, passing)
     read, found = predictions(loaded, aligned.samples, view, merging.merge, data.on_error, passes)

@@ -73,7 +73,7 @@ class Labelled:
 
 
 def predict(
-    network: config.Trained,
+    network: config.TrainedOrExported,
     images: config.NewImages,
     views: config.Views,
     merging: config.Merging,
