@@ -239,20 +239,30 @@ def test_a_run_whose_images_are_gone_is_compared_on_noise(tlkit: Tlkit, trained:
     assert done.error.endswith("give --calibrate-on FOLDER, a hundred images such as it will see")
 
 
+@pytest.mark.parametrize(
+    ("shift", "words", "error"),
+    [(9.0, (), "(0.001 is allowed)"), (np.nan, ("--quantise", "fp16"), "are not numbers, as where 16 bits overflow")],
+)
 def test_what_differs_is_not_written(
-    tlkit: Tlkit, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tlkit: Tlkit,
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shift: float,
+    words: tuple[str, ...],
+    error: str,
 ) -> None:
     def other(part: Path, *_: Any) -> Any:
         loaded = build(str(trained), "default")
         with torch.no_grad():
-            loaded.network.get_classifier().bias[0] += 9
+            loaded.network.get_classifier().bias[0] += shift
         part.write_bytes(b"wrong")
         return loaded.network
 
     monkeypatch.setattr(export_module, "_write", other)
-    done = tlkit("export", trained, "--out", tmp_path / "it.onnx")
+    done = tlkit("export", trained, "--out", tmp_path / "it.onnx", *words)
     assert done.code == 1
-    assert "not written: " in done.error and "(0.001 is allowed)" in done.error
+    assert "not written: " in done.error and error in done.error
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,7 @@ from torch import nn
 
 from tlkit import __version__, config, run_folder
 from tlkit.commands.console import Console
-from tlkit.commands.export_check import (
-    TOLERANCE,
-    calibration_batches,
-    differences,
-    images_to_check,
-)
+from tlkit.commands.export_check import TOLERANCE, calibration_batches, differences, images_to_check
 from tlkit.errors import TlkitError
 from tlkit.networks.build import Loaded, build, save_network, weight_bytes
 from tlkit.networks.exported import metadata, read_onnx, read_torch_export
@@ -65,7 +58,7 @@ def export(
     if loaded.classes is None:
         console.warn("nobody knows what this network's outputs mean: predict and evaluate will not take it")
     run_folder.require_space(out, weight_bytes(loaded.network))
-    with _written(out, form) as part:
+    with (run_folder.folder_atomically if form == "hub" else run_folder.atomically)(out) as part:
         console.say(f"writing {out}: takes some seconds")
         found = _write(part, form, network.model, exporting, loaded, came)
         check, metrics = differences(loaded, found, images, console)
@@ -100,25 +93,19 @@ def _form(exporting: config.Exporting, out: Path | None) -> str:
 
 
 def _usual_name(model: str, form: str) -> Path:
-    """Where an export goes by default: beside nothing else, in the working folder."""
+    """Where an export goes by default: into the working folder, called as the run is."""
     name = Path(model).absolute().name if run_folder.is_run(model) else model.replace("/", "-").replace(":", "-")
     ending = next((ending for ending, other in ENDINGS.items() if other == form), "-hub")
     return Path(f"{name}{ending}")
-
-
-@contextmanager
-def _written(out: Path, form: str) -> Iterator[Path]:
-    """Where to write to: takes its place once it is whole and has been checked."""
-    with (run_folder.folder_atomically if form == "hub" else run_folder.atomically)(out) as part:
-        yield part
 
 
 def _write(part: Path, form: str, model: str, exporting: config.Exporting, loaded: Loaded, came: Origin) -> nn.Module:
     """Write the file or the folder; returns the network as it is read back from there."""
     if form == "hub":
         save_network(part, loaded)
-        summary = run_folder.read_json(Path(model) / run_folder.SUMMARY) if _has_summary(model) else {}
-        run_folder.write_text(part / CARD, model_card(loaded, came, summary))
+        summary = Path(model) / run_folder.SUMMARY
+        card = model_card(loaded, came, run_folder.read_json(summary) if summary.is_file() else {})
+        run_folder.write_text(part / CARD, card)
         return build(str(part), "default").network
     told = metadata(loaded, __version__, {"none": "fp32"}.get(exporting.quantise, exporting.quantise), came.licence)
     if form == "torch-export":
@@ -133,10 +120,6 @@ def _write(part: Path, form: str, model: str, exporting: config.Exporting, loade
     else:
         write_onnx(part, loaded, told, half=exporting.quantise == "fp16")
     return read_onnx(part).network
-
-
-def _has_summary(model: str) -> bool:
-    return run_folder.is_run(model) and (Path(model) / run_folder.SUMMARY).is_file()
 
 
 def _refuse_different(check: dict[str, Any], out: Path) -> None:

@@ -82,14 +82,13 @@ def images_to_check(model: str, exporting: config.Exporting, loaded: Loaded, con
             )
             return Images(Noise(loaded.preprocessing), "made noise")
         samples, of = found
-    labels = None
     try:
-        samples = align(samples, loaded).samples
-        samples = samples.take(drawn(len(samples), exporting.check_images))
-        labels = samples.labels
+        samples, labelled = align(samples, loaded).samples, True
     except TlkitError:  # other classes than the network's, or none: still images
-        samples = samples.take(drawn(len(samples), exporting.check_images))
-    return Images(ViewDataset(samples.root, samples.paths, loaded.preprocessing, CENTER), of, labels)
+        labelled = False
+    samples = samples.take(drawn(len(samples), exporting.check_images))
+    dataset = ViewDataset(samples.root, samples.paths, loaded.preprocessing, CENTER)
+    return Images(dataset, of, samples.labels if labelled else None)
 
 
 def _held_out(model: str, console: Console) -> tuple[Samples, str] | None:
@@ -144,9 +143,15 @@ def differences(
 
     Returns:
         ``{images, of, same_labels, max_difference}``, and ``{network, export}`` of metrics objects or nothing.
+
+    Raises:
+        TlkitError: No image can be read, or the export's probabilities are not numbers.
     """
     rows, wanted = _probabilities(loaded.network, images.views, "network", console)
     _, found = _probabilities(exported, images.views, "export", console)
+    if not np.isfinite(found).all():
+        what = "not written: its probabilities are not numbers, as where 16 bits overflow"
+        raise TlkitError(what, where=loaded.title, remedy="leave out --quantise, or try another --format")
     told = {
         "images": len(rows),
         "of": images.of,
