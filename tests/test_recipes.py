@@ -91,6 +91,7 @@ def test_recipe_runs_on_made_images(
         "compare": (trained, shutil.copytree(trained, tmp_path / "same"), "--data", source, "--device", "cpu"),
         "count-params": ("test_resnet", "alexnet"),
         "evaluate": (trained, source, "--device", "cpu"),
+        "export": (trained, "--out", tmp_path / "exported.onnx"),
         "extract-features": (source, *small, "--out", tmp_path / "features.npz"),
         "finetune": (source, *small, "--out", run),
         "finetune/own-photos": (source, *small, "--folds", 2, "--out", run),

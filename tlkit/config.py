@@ -234,6 +234,52 @@ class Trained(Checked):
 
 
 @dataclass(frozen=True)
+class TrainedOrExported(Checked):
+    """The network to use."""
+
+    model: Annotated[
+        str,
+        Opt("Folder of a run, ONNX file of tlkit export, or timm model name.", metavar="RUN|MODEL", positional=True),
+    ]
+    weights: Annotated[str, Opt("Weights for a MODEL; default means its public ones.", metavar="default|FILE|RUN")] = (
+        "default"
+    )
+
+
+@dataclass(frozen=True)
+class Exporting(Checked):
+    """What to export, and what to check it on."""
+
+    format: Annotated[
+        Literal["onnx", "torch-export", "hub"] | None,
+        Opt(
+            "onnx: a file for onnxruntime; torch-export: a program for torch without tlkit and timm; hub: a folder with"
+            " a model card for the Hugging Face hub. By default what the ending of --out says (.onnx, .pt2), else onnx."
+        ),
+    ] = None
+    quantise: Annotated[
+        Literal["none", "fp16", "int8"],
+        Opt(
+            "ONNX in fewer bits, its accuracy stated beside that of the network. fp16: half the size, not quicker on a"
+            " CPU; int8: a third, quicker, and less accurate."
+        ),
+    ] = "none"
+    calibrate_on: Annotated[
+        Path | None,
+        Opt("int8: images that show its ranges; by default training images of the run.", metavar="FOLDER"),
+    ] = None
+    check: Annotated[
+        Path | None,
+        Opt(
+            "Images that the export is compared with the network on, labelled or not; by default the run's own test,"
+            " else val images, and noise where they are not there.",
+            metavar="DATA",
+        ),
+    ] = None
+    check_images: Annotated[int, Opt("How many of them at most, drawn at random.", min=1)] = 200
+
+
+@dataclass(frozen=True)
 class Views(Checked):
     """Test-time augmentation."""
 

@@ -128,6 +128,25 @@ def atomically(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+@contextmanager
+def folder_atomically(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` to write into, which takes its place once all is written.
+
+    Raises:
+        TlkitError: The folder that is to hold it is missing, or nothing may be written there.
+    """
+    part = path.with_name(f"{PART}{secrets.token_hex(8)}")
+    try:
+        part.mkdir()
+    except OSError as error:
+        raise TlkitError(f"cannot be written ({error.strerror})", where=path, remedy="check its folder") from error
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def remove_half_written(run: Path) -> None:
     """Remove what a process that was killed was about to write."""
     for part in run.rglob(f"{PART}*"):

@@ -136,7 +136,7 @@ def adapt(
 @app.command()
 @options_from_configs
 def evaluate(
-    network: config.Trained,
+    network: config.TrainedOrExported,
     data: config.EvalData,
     views: config.Views,
     merging: config.Merging,
@@ -186,7 +186,7 @@ def compare(
 @app.command()
 @options_from_configs
 def predict(
-    network: config.Trained,
+    network: config.TrainedOrExported,
     images: config.NewImages,
     views: config.Views,
     merging: config.Merging,
@@ -197,6 +197,22 @@ def predict(
 ) -> None:
     """Label new images with a run or a pretrained model."""
     _start("predict", locals())
+
+
+@app.command()
+@options_from_configs
+def export(
+    network: config.Trained,
+    exporting: config.Exporting,
+    preprocess: config.Preprocess,
+    output: config.Output,
+) -> None:
+    """Write a run or a pretrained model for other programs: ONNX, torch.export, or a folder for the Hugging Face hub.
+
+    What was written is read back and compared with the network; predict and evaluate take the ONNX file as they take a
+    run.
+    """
+    _start("export", locals())
 
 
 @app.command()

@@ -17,6 +17,7 @@ from tlkit.evaluation.calibration import LARGEST, fit_temperature, with_temperat
 from tlkit.evaluation.metrics import measured
 from tlkit.evaluation.predict import Predictions
 from tlkit.networks.build import Loaded, save_network
+from tlkit.networks.exported import Exported
 from tlkit.networks.forward import linear_classifiers
 
 FITTED = "fitted"
@@ -84,8 +85,11 @@ def refuse_unfit(loaded: Loaded) -> None:
     """Raise where the temperature could not be made part of the network.
 
     Raises:
-        TlkitError: The classifier is not linear.
+        TlkitError: The classifier is not linear, or nothing in the network can be changed.
     """
+    if isinstance(loaded.network, Exported):
+        remedy = "calibrate the run, and export what that writes"
+        raise TlkitError("nothing can be changed in an ONNX file", where="--calibrate", remedy=remedy)
     try:
         linear_classifiers(loaded.network)
     except TlkitError as error:

@@ -31,7 +31,12 @@ MIB, GIB = 2**20, 2**30
 DISK_NEEDED, DISK_WANTED = 100 * MIB, GIB
 SHARED_MEMORY_WANTED = 256 * MIB
 HUB_SECONDS = 2.0
-EXTRAS = {"offline": "public weights without a network", "heic": "HEIC photos", "tensorboard": "--track tensorboard"}
+EXTRAS = {
+    "offline": "public weights without a network",
+    "heic": "HEIC photos",
+    "onnx": "export to ONNX; predict, evaluate with it",
+    "tensorboard": "--track tensorboard",
+}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ from tlkit.evaluation.metrics import confusion_matrix, coverage, measured, per_c
 from tlkit.evaluation.predict import Predictions
 from tlkit.evaluation.views import remark, views_named
 from tlkit.networks import imagenet
-from tlkit.networks.build import Loaded, build
+from tlkit.networks.build import Loaded
+from tlkit.networks.exported import Exported, build_or_read
 from tlkit.networks.frozen_pass import How
 
 MATRIX_CLASSES = 100
@@ -44,7 +46,7 @@ SHOWN = 10
 
 
 def evaluate(
-    network: config.Trained,
+    network: config.TrainedOrExported,
     data: config.EvalData,
     views: config.Views,
     merging: config.Merging,
@@ -65,7 +67,7 @@ def evaluate(
     if calibration.calibrate:
         fitted_on, samples, mask = choose_parts(samples, part, mask, views.tta, compute.seed)
     torch.manual_seed(compute.seed)
-    loaded = same_network(lambda: build(network.model, network.weights, preprocess))
+    loaded = same_network(lambda: build_or_read(network.model, network.weights, preprocess))
     remarks = [*loaded.remarks, *samples.remarks(), learnt_from([network.model], data.data, samples, mask)]
     shared = shared_with_training([network.model], data.data, samples.take(mask), console.progress)
     if shared:
@@ -78,6 +80,10 @@ def evaluate(
             console.warn(line)
     if output.plan:
         return _plan(aligned, loaded, part, views.tta, console)
+    if isinstance(loaded.network, Exported):  # whatever is asked for
+        if part == "all":
+            console.warn("an ONNX file does not know which images it was trained on: name others to measure on")
+        compute = replace(compute, device="cpu", precision="fp32")
     passes = how(compute, console, passing)
     read, found = predictions(loaded, aligned.samples, view, merging.merge, data.on_error, passes)
     if not processes.is_first():
@@ -172,7 +178,8 @@ def _write(
     run_folder.write_rows(folder / CONFUSIONS, ("class", "predicted", "images"), rows)
     told = {"command": "evaluate", "version": __version__, "seconds": round(time.monotonic() - started, 3)} | summary
     title = f"evaluate {samples.root.absolute().name}"
-    heat = heat_maps(loaded, samples, predicted, how)
+    # gradients do not flow through what another program runs
+    heat = None if isinstance(loaded.network, Exported) else heat_maps(loaded, samples, predicted, how)
     write_report(folder, title, told, summary["split"], names, samples, found.probabilities, text, heat=heat)
     run_folder.write_json(folder / run_folder.SUMMARY, told)
 

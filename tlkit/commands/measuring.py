@@ -19,6 +19,7 @@ from tlkit.evaluation.predict import Predictions, predict_all
 from tlkit.networks import imagenet
 from tlkit.networks.build import Loaded
 from tlkit.networks.frozen_pass import How
+from tlkit.networks.names import is_onnx
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def shared_with_training(
 def places(models: Sequence[str], data: Path | None) -> dict[str, str]:
     """``model`` and ``data`` for a recipe that means the same from any working folder."""
     folder, model = _runs_on(models, data)[0], models[0]
-    found = {"model": str(Path(model).resolve()) if run_folder.is_run(model) else model}
+    found = {"model": str(Path(model).resolve()) if run_folder.is_run(model) or is_onnx(model) else model}
     return found | ({"data": str(folder.resolve())} if folder is not None else {})
 
 

@@ -28,7 +28,8 @@ from tlkit.errors import TlkitError
 from tlkit.evaluation.predict import Predictions, predict_batches
 from tlkit.evaluation.views import remark, views_named
 from tlkit.networks import imagenet
-from tlkit.networks.build import Loaded, build
+from tlkit.networks.build import Loaded
+from tlkit.networks.exported import build_or_read
 
 SHOWN = 20
 UNSURE = "unsure"
@@ -72,7 +73,7 @@ class Labelled:
 
 
 def predict(
-    network: config.Trained,
+    network: config.TrainedOrExported,
     images: config.NewImages,
     views: config.Views,
     merging: config.Merging,
@@ -91,7 +92,7 @@ def predict(
 
     paths = processes.on_first(find)
     torch.manual_seed(compute.seed)
-    loaded = same_network(lambda: build(network.model, network.weights, preprocess))
+    loaded = same_network(lambda: build_or_read(network.model, network.weights, preprocess))
     names = _names(loaded, images.unsure_below)
     for line in (*loaded.remarks, remark(view, loaded.preprocessing)):
         if line:

@@ -116,7 +116,7 @@ def build(
     if classes and source == weights:
         remarks.append(f"the {len(classes)} outputs of {weights} are taken for ImageNet's classes")
     kept = Preprocessing.from_timm(resolve_model_data_config(network))
-    kept = _override(kept, preprocess)
+    kept = overridden(kept, preprocess)
     variants.refuse_single_numbers(design, kept.size)
     return Loaded(_ready(network, size), name, kept, classes, source, remarks, design.stem, design.norm)
 
@@ -208,7 +208,7 @@ def _from_run(run: Path, weights: str, preprocess: config.Preprocess, stem: str,
     classes = tuple(stored.get("label_names") or ()) or None
     network = _ready(network, preprocess.image_size)
     source = f"run {run}" if own else "random"
-    kept = _override(kept, preprocess)
+    kept = overridden(kept, preprocess)
     return Loaded(network, design.base, kept, classes, source, stem=design.stem, norm=design.norm)
 
 
@@ -304,7 +304,8 @@ def _ready(network: nn.Module, image_size: int | None) -> nn.Module:
     return network
 
 
-def _override(kept: Preprocessing, preprocess: config.Preprocess) -> Preprocessing:
+def overridden(kept: Preprocessing, preprocess: config.Preprocess) -> Preprocessing:
+    """What is asked for, and where nothing is, what goes with the weights."""
     return kept.with_overrides(
         size=preprocess.image_size,
         crop=preprocess.crop,

@@ -25,8 +25,16 @@ def names_like(pattern: str) -> list[str]:
     return names
 
 
+def is_onnx(model: str) -> bool:
+    """Whether ``model`` is called like an ONNX file."""
+    return model.lower().endswith(".onnx")
+
+
 def known_name(model: str) -> str:
     name, _, tag = model.partition(".")
+    if is_onnx(model):
+        remedy = "give the run that it was exported from"
+        raise TlkitError("an ONNX file is for predict and evaluate alone", where=model, remedy=remedy)
     if model.startswith("hf-hub:"):
         if cached_file(model) is None:
             require_hub(model)

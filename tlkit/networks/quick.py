@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlkit.errors import first_line
+from tlkit.networks.exported import Exported
 from tlkit.networks.stages import classifier_modules
 
 Compute = Callable[[nn.Module, Tensor], Any]
@@ -74,6 +75,8 @@ def quickest(
         say: Told which form it is, and why another was given up.
     """
     plain = Form("plain", lambda batch: compute(network, batch))
+    if isinstance(network, Exported):  # made quick where it was exported
+        return plain
     wants = compiles(images.device, compile, count)
     if not wants and count < FOLDED_FROM:
         return plain
