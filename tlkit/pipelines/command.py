@@ -16,6 +16,7 @@ FILES = {
     "compare": "comparison.html",
     "count-params": "parameters.csv",
     "demo": "demo",
+    "export": "model.onnx",
     "extract-features": "features.npz",
     "models": "models.csv",
     "predict": "labels.csv",
@@ -24,6 +25,7 @@ FILES = {
 PLAIN = ("cache", "doctor", "recipes")
 """Commands that are called without ``--out``."""
 ENDINGS = {"json": ".json", "csv": ".csv", "markdown": ".md", "html": ".html", "table": ".txt"}
+ENDINGS |= {"onnx": ".onnx", "torch-export": ".pt2", "hub": ""}
 OWN = ("out", "json", "plan", "quiet", "resume")
 """Options that the pipeline gives."""
 
