@@ -368,6 +368,7 @@ def results(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for name in names for path in out.glob(f"*/{name}")}
 
 
+@pytest.mark.slow
 def test_real_steps(tlkit: Tlkit, night: Night, shapes: Path, tmp_path: Path) -> None:
     """One command that reads positional options from a recipe, and one whose mistake it tells."""
     path = night(
