@@ -313,3 +313,42 @@ def test_the_space_needed_includes_some_to_spare(
     else:
         with pytest.raises(TlkitError, match="not enough disk"):
             run_folder.require_space(None, 1000)
+
+
+# Jobs that torchrun starts again
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run that this job has begun, which is now started again."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
+    run = run_folder.new_run(None, "finetune")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    return run
+
+
+def test_a_job_that_is_started_again_finds_its_run(job: Path) -> None:
+    run_folder.write_recipe(job, {"command": "finetune"})
+    assert run_folder.begun_by_this_job(None, "finetune") == job
+    assert run_folder.begun_by_this_job(job, "finetune") == job
+    assert run_folder.begun_by_this_job(None, "adapt") is None
+
+
+def test_a_run_of_another_job_is_nobody_elses(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_folder.write_recipe(job, {"command": "finetune"})
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another night")
+    assert run_folder.begun_by_this_job(job, "finetune") is None
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    assert run_folder.begun_by_this_job(job, "finetune") is None, "not started again"
+
+
+def test_what_was_killed_before_it_had_a_recipe_is_begun_anew(job: Path) -> None:
+    assert run_folder.begun_by_this_job(job, "finetune") is None
+    assert not job.exists()
+
+
+def test_without_torchrun_nothing_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert listing(run_folder.new_run(tmp_path / "run", "finetune")) == []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tlkit.errors import TlkitError
-from tlkit.networks.freezing import freeze, train_mode, trainable_parameters
+from tlkit.networks.freezing import freeze, has_idle_parameters, train_mode, trainable_parameters
 from tlkit.networks.stages import stages
 
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -447,3 +447,17 @@ def test_other_norms_are_no_batch_norm(norms: str) -> None:
     layers = {key: module for key, module in network.named_modules() if isinstance(module, nn.LayerNorm)}
     trained = {key for key in layers if stage_of(network, f"{key}.weight") != "stem"}
     assert trained and all(layers[key].training and layers[key].weight.requires_grad for key in trained)
+
+
+def test_parameters_that_nothing_uses_are_noticed() -> None:
+    """Processes that learn together would wait for their gradients."""
+    network, images = make("test_resnet"), torch.randn(2, 3, 64, 64)
+    before = copy.deepcopy(network.state_dict())
+    assert not has_idle_parameters(network, images)
+    network.left_over = nn.Parameter(torch.ones(3))
+    assert has_idle_parameters(network, images)
+    network.left_over.requires_grad_(False)
+    assert not has_idle_parameters(network, images)
+    del network.left_over
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert all(tensor.grad is None for tensor in network.parameters())
