@@ -42,7 +42,7 @@ def ended(started: Sequence[subprocess.Popen[str]]) -> list[subprocess.Completed
     done = []
     try:
         for process in started:
-            out, err = process.communicate(timeout=300)
+            out, err = process.communicate(timeout=500)
             done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
     finally:
         for process in started:

@@ -90,7 +90,7 @@ def test_a_killed_process_ends_the_job_and_leaves_a_whole_state(
     run = tmp_path / "run"
     job = started(torchrun(2, *begin, run), run, after=2)
     process(job, 1).kill()
-    _, told = job.communicate(timeout=100)
+    _, told = job.communicate(timeout=200)
     assert job.returncode != 0
     assert "tlkit: error: another process of this job has ended; see what it said; go on with --resume" in told
     stored = read_checkpoint(run)
@@ -107,7 +107,7 @@ def test_a_job_that_is_stopped_goes_on_to_the_same_bytes(
     while not (run / "metrics.jsonl").is_file():
         time.sleep(0.01)
     job.send_signal(signal.SIGTERM)
-    _, told = job.communicate(timeout=100)
+    _, told = job.communicate(timeout=200)
     assert job.returncode != 0
     assert f"go on with: tlkit finetune --resume {run}" in told
     assert read_checkpoint(run) is not None
@@ -121,7 +121,7 @@ def test_one_process_that_is_told_to_stop_stops_all(torchrun: Any, begin: Any, t
     while not (run / "metrics.jsonl").is_file():
         time.sleep(0.01)
     process(job, 1).terminate()
-    _, told = job.communicate(timeout=100)
+    _, told = job.communicate(timeout=200)
     assert job.returncode != 0 and "tlkit: error: terminated" in told
     assert read_checkpoint(run) is not None
 

@@ -19,7 +19,7 @@ from tlkit.cli.app import run
 from tlkit.networks.weights import fingerprint
 from tlkit.training.trainer import Trainer
 
-faulthandler.dump_traceback_later(280, exit=True)  # where one waits for the other, if it does
+faulthandler.dump_traceback_later(480, exit=True)  # where one waits for the other, if it does
 commands, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
 noted = []
 
