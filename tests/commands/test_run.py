@@ -412,19 +412,34 @@ def test_one_at_a_time(tlkit: Tlkit, steps: Steps, night: Night, monkeypatch: py
     assert tlkit("run", path).code == 0
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """A pipeline of real steps that was left alone: its text, its folder, and how long it took."""
+
+    text: str
+    out: Path
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_shapes: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    text = real(make_shapes(folder / "data", images=12), epochs=4)
+    (folder / "night.yaml").write_text(text)
+    began = time.monotonic()
+    alone = started(folder / "night.yaml", folder / "out", "--quiet")
+    assert "note: go on" not in alone.communicate()[1] and alone.returncode == 0
+    return Undisturbed(text, folder / "out", time.monotonic() - began)
+
+
 @unix
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code", "group"), [(signal.SIGTERM, 143, False), (signal.SIGTERM, 143, True), (signal.SIGINT, 130, True)]
-)
+@pytest.mark.parametrize(("number", "code", "group"), [(signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)])
 def test_stopped_it_saves_and_goes_on_to_the_same_results(
-    night: Night, make_shapes: Callable[..., Path], tmp_path: Path, number: int, code: int, group: bool
+    night: Night, undisturbed: Undisturbed, tmp_path: Path, number: int, code: int, group: bool
 ) -> None:
     """The signal comes to the pipeline alone, or to its step as well, as from a terminal or a batch system."""
-    path = night(real(make_shapes(tmp_path / "data", images=12), epochs=6))
-    alone = started(path, tmp_path / "alone", "--quiet")
-    assert "note: go on" not in alone.communicate()[1] and alone.returncode == 0
-    out = tmp_path / "out"
+    path, out = night(undisturbed.text), tmp_path / "out"
     process = started(path, out, "--json")
     while not list(out.glob("pretrain-*/state/*.safetensors")):
         assert process.poll() is None
@@ -443,7 +458,7 @@ def test_stopped_it_saves_and_goes_on_to_the_same_results(
     stderr = again.communicate()[1]
     assert again.returncode == 0, stderr
     assert "going on with what was stopped" in stderr
-    assert results(out) == results(tmp_path / "alone")
+    assert results(out) == results(undisturbed.out)
     assert len(results(out)) == 7
 
 
@@ -451,22 +466,18 @@ def test_stopped_it_saves_and_goes_on_to_the_same_results(
 @pytest.mark.slow
 @pytest.mark.parametrize("only_the_pipeline", [False, True])
 def test_killed_three_times_it_ends_with_the_same_results(
-    night: Night, make_shapes: Callable[..., Path], tmp_path: Path, only_the_pipeline: bool
+    night: Night, undisturbed: Undisturbed, tmp_path: Path, only_the_pipeline: bool
 ) -> None:
     """SIGKILL at moments drawn from all of its time; a step may outlive its pipeline for a moment."""
-    path = night(real(make_shapes(tmp_path / "data", images=12), epochs=4))
-    began = time.monotonic()
-    alone = started(path, tmp_path / "alone", "--quiet")
-    alone.communicate()
-    whole, out, draw = time.monotonic() - began, tmp_path / "out", random.Random(only_the_pipeline)
+    path, out, draw = night(undisturbed.text), tmp_path / "out", random.Random(only_the_pipeline)
     for _ in range(3):
         process = started(path, out, "--quiet")
         try:
-            process.wait(timeout=draw.uniform(0, whole / 2))
+            process.wait(timeout=draw.uniform(0, undisturbed.seconds / 2))
         except subprocess.TimeoutExpired:
             (os.kill if only_the_pipeline else os.killpg)(process.pid, signal.SIGKILL)
             process.wait()
     last = started(path, out, "--quiet")
     stderr = last.communicate()[1]
     assert last.returncode == 0, stderr
-    assert results(out) == results(tmp_path / "alone")
+    assert results(out) == results(undisturbed.out)
