@@ -77,8 +77,7 @@ class _Normalise(torch.autograd.Function):
         mean = (means * counts).sum(0) / count
         variance = ((variances + (means - mean).square()) * counts).sum(0) / count
         shape = (1, -1, *[1] * (inputs.ndim - 2))
-        scale = (variance + eps).rsqrt()
-        scale = scale.to(values.dtype)
+        scale = (variance + eps).rsqrt().to(values.dtype)
         normalised = (values - mean.to(values.dtype).view(shape)) * scale.view(shape)
         ctx.save_for_backward(normalised, scale, count.to(values.dtype))
         ctx.dtype = inputs.dtype
