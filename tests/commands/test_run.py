@@ -457,7 +457,8 @@ def test_stopped_it_saves_and_goes_on_to_the_same_results(
     again = started(path, out)
     stderr = again.communicate()[1]
     assert again.returncode == 0, stderr
-    assert "going on with what was stopped" in stderr
+    # a busy machine may let the step end in between: then nothing of it is left to do
+    assert "going on with what was stopped" in stderr or "pretrain | done before" in stderr
     assert results(out) == results(undisturbed.out)
     assert len(results(out)) == 7
 

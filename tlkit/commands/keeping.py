@@ -16,6 +16,7 @@ from tlkit.commands.console import Console
 from tlkit.commands.labelled import write_splits
 from tlkit.data.folders import Samples
 from tlkit.errors import InputLost, TlkitError
+from tlkit.training.fit import held_signals
 
 
 def new_run(out: Path | None, command: str, needed: int) -> Path:
@@ -52,13 +53,13 @@ def kept_when_stopped(
     if not processes.is_first():
         yield
         return
-    state = run / run_folder.STATE
+    state, finished = run / run_folder.STATE, run / run_folder.SUMMARY
     state.mkdir(exist_ok=True)
     try:
         yield
-        if not keep_state:
-            shutil.rmtree(state)
     except BaseException as error:
+        if finished.is_file():  # stopped when all was done, but for trackers
+            raise
         mistaken = isinstance(error, TlkitError) and not isinstance(error, InputLost | processes.PeerLost)
         unusable = mistaken or not (run / run_folder.RECIPE).is_file()
         if fresh and unusable and {path.name for path in state.iterdir()} <= {run_folder.JOB}:
@@ -68,6 +69,10 @@ def kept_when_stopped(
         if _is_full_disk(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run)) from error
         raise
+    finally:
+        if finished.is_file() and not keep_state:
+            with held_signals():
+                shutil.rmtree(state)
 
 
 def _is_full_disk(error: BaseException) -> bool:

@@ -112,35 +112,36 @@ def fit(
     device = accelerator.device
     loop = _Loop(objective, optimizer, accelerator, clip, place, say)
     watch = _FiniteLoss(optimizer, CHECKED_EVERY.get(device.type, CHECKED_EVERY_ELSEWHERE))
-    while place.epoch < epochs:
-        train_mode(objective)
-        stream = batches.epoch(place.epoch, place.step)
-        with stopped_together() as stops:
-            while place.step < batches.steps:
-                number = place.epoch * batches.steps + place.step
-                draw = seed_of(seed, number, accelerator.process_index)
-                seed_generators(device, draw)
-                batch = next(stream)
-                weight = batches.weight(place.epoch, place.step)
-                factor = rate(number)
-                if before_step is not None:
-                    before_step(number)
-                with held_signals():
-                    for group in optimizer.param_groups:
-                        group["lr"] = group["peak"] * factor
-                    losses = _of_all(loop.step(batch, weight, draw), weight, accelerator)
-                    watch(number, losses["loss"])
-                    for name, value in losses.items():
-                        place.totals[name] = place.totals.get(name, 0) + value
-                    if average is not None:
-                        average(number + 1)
-                    place.step += 1
-                if after_step() or stops():
-                    return
-        watch.look()
-        ended = after_epoch({name: float((total / place.step).item()) for name, total in place.totals.items()})
-        if ended:
-            return
+    with after_the_first() as waiting:
+        while place.epoch < epochs:
+            train_mode(objective)
+            stream = batches.epoch(place.epoch, place.step)
+            with stopped_together(waiting) as stops:
+                while place.step < batches.steps:
+                    number = place.epoch * batches.steps + place.step
+                    draw = seed_of(seed, number, accelerator.process_index)
+                    seed_generators(device, draw)
+                    batch = next(stream)
+                    weight = batches.weight(place.epoch, place.step)
+                    factor = rate(number)
+                    if before_step is not None:
+                        before_step(number)
+                    with held_signals():
+                        for group in optimizer.param_groups:
+                            group["lr"] = group["peak"] * factor
+                        losses = _of_all(loop.step(batch, weight, draw), weight, accelerator)
+                        watch(number, losses["loss"])
+                        for name, value in losses.items():
+                            place.totals[name] = place.totals.get(name, 0) + value
+                        if average is not None:
+                            average(number + 1)
+                        place.step += 1
+                    if after_step() or stops():
+                        return
+            watch.look()
+            ended = after_epoch({name: float((total / place.step).item()) for name, total in place.totals.items()})
+            if ended:
+                return
 
 
 def _of_all(losses: dict[str, Tensor], weight: float, accelerator: Accelerator) -> dict[str, Tensor]:
@@ -264,11 +265,35 @@ def seed_generators(device: torch.device, seed: int) -> None:
         torch.mps.manual_seed(seed)
 
 
+Arrived = list[tuple[int, Any]]
+"""Signals that are held back, as their handlers would be called."""
+
+
 @contextmanager
-def stopped_together() -> Iterator[Callable[[], bool]]:
+def after_the_first() -> Iterator[Arrived]:
+    """Ctrl-C and SIGTERM to another process than the first wait for the next look of `stopped_together`.
+
+    In the middle of an evaluation the first can stop at once: it stores the state by itself. Another one that did would
+    leave it without a process that it needs.
+
+    Yields:
+        Those that have arrived.
+    """
+    if processes.is_first():
+        yield []
+        return
+    with held_signals() as arrived:
+        yield arrived
+
+
+@contextmanager
+def stopped_together(waiting: Arrived) -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM, to whichever of several processes, take effect in all of them between the same two steps.
 
     A process that stopped by itself would leave the others in the middle of a step that cannot be finished without it.
+
+    Args:
+        waiting: What has arrived in `after_the_first`.
 
     Yields:
         To be called by all processes after each step; returns True where one of them is to stop: all then leave the
@@ -280,7 +305,7 @@ def stopped_together() -> Iterator[Callable[[], bool]]:
     with held_signals() as arrived:
 
         def stops() -> bool:
-            here = any(number in STOPS for number, _ in arrived)
+            here = any(number in STOPS for number, _ in (*waiting, *arrived))
             wanted = bool(processes.highest(here))
             if wanted and not here:
                 signal.raise_signal(signal.SIGTERM)
@@ -293,18 +318,18 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def held_signals() -> Iterator[list[tuple[int, Any]]]:
+def held_signals() -> Iterator[Arrived]:
     """Ctrl-C and SIGTERM that arrive inside take effect at its end.
 
     Yields:
-        Those that have arrived, as their handlers would be called.
+        Those that have arrived.
     """
     if threading.current_thread() is not threading.main_thread():
         yield []  # only the main thread is ever interrupted
         return
     # a decoding process that dies of the same signal raises in here, too
     held = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGCHLD") if hasattr(signal, name)]
-    arrived: list[tuple[int, Any]] = []
+    arrived: Arrived = []
     kept = {number: signal.signal(number, lambda *call: arrived.append(call)) for number in held}
     try:
         yield arrived
