@@ -31,6 +31,7 @@ NEED_NONE = {
     "doctor": "has no options",
     "models": "lists names; what is chosen is a pattern",
     "recipes": "lists these files",
+    "shard": "needs a folder to read and one to write; its defaults serve",
 }
 """Commands without a recipe, and why."""
 

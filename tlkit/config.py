@@ -103,11 +103,22 @@ _DURATION = rf"({_NUMBER}) ?({'|'.join(_SECONDS)})"
 _SIZES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
+_SIZE = rf"{_NUMBER} ?({'|'.join(_SIZES)})"
+
+
 def size(text: str) -> int:
     """``"500MB"`` or ``"10GB"`` in bytes."""
-    match = re.fullmatch(rf"({_NUMBER}) ?({'|'.join(_SIZES)})", text)
+    match = re.fullmatch(_SIZE, text)
     assert match, text  # options are checked before
-    return int(float(match[1]) * _SIZES[match[2]])
+    return int(float(text.removesuffix(match[1])) * _SIZES[match[1]])
+
+
+def spelled(path: Path) -> str:
+    """A path as it was typed: a URL, of whose slashes `Path` keeps one, has all of them."""
+    url = re.match(r"([a-z][a-z0-9+.-]+):/+", path.as_posix())
+    if url is None:
+        return str(path)
+    return f"{url[1]}://{'/' if url[1] == 'file' else ''}{path.as_posix()[url.end() :]}"
 
 
 def seconds(duration: str) -> float:
@@ -277,6 +288,21 @@ class Exporting(Checked):
         ),
     ] = None
     check_images: Annotated[int, Opt("How many of them at most, drawn at random.", min=1)] = 200
+
+
+@dataclass(frozen=True)
+class Sharding(Checked):
+    """Images to write into shards."""
+
+    data: Annotated[Path | None, Opt("Images, with labels as for finetune or without.", positional=True)] = None
+    folder: Annotated[Path | None, Opt("Folder to write.", metavar="OUT", positional=True, stored=False)] = None
+    max_size: Annotated[
+        str,
+        Opt("Size of a shard at most: 100MB, 1GB ...", metavar="SIZE", pattern=_SIZE, example="a number with MB or GB"),
+    ] = "256MB"
+    max_images: Annotated[int, Opt("Images in a shard at most.", min=1)] = 10_000
+    on_error: Annotated[Literal["fail", "skip"], Opt("Files that cannot be read: stop, or leave them out.")] = "fail"
+    seed: Annotated[int, Opt("Of the order of the images, which are mixed.", min=0)] = 0
 
 
 @dataclass(frozen=True)
@@ -711,7 +737,7 @@ class CacheBudget(Checked):
         Opt(
             "Disk that all runs together may use for it: 500MB, 10GB ...",
             metavar="TEXT",
-            pattern=rf"{_NUMBER} ?({'|'.join(_SIZES)})",
+            pattern=_SIZE,
             example="a number with its unit, such as 500MB or 10GB",
         ),
     ] = "10GB"
@@ -810,15 +836,17 @@ def effective_recipe(command: str, groups: Iterable[Checked]) -> dict[str, Any]:
         for field in fields(group):  # type: ignore[arg-type]
             value = getattr(group, field.name)
             if get_args(hints[field.name])[1].stored and value is not None:
-                recipe[key(field.name)] = _plain(value)
+                recipe[key(field.name)] = plain(value)
     return recipe
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """An option's value as a recipe has it."""
     if isinstance(value, Path):
-        return str(value.resolve())  # a recipe means the same from any working folder
+        typed = spelled(value)
+        return typed if "://" in typed else str(value.resolve())  # a recipe means the same from any working folder
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
 
 

@@ -49,15 +49,17 @@ class InputLost(TlkitError):
         path: The file, as it is called in the data.
         where: The folder of the data.
         reason: Why not, in a few words.
+        remedy: What the user can do about it.
     """
 
-    def __init__(self, path: str, *, where: object, reason: str) -> None:
-        what, remedy = f"{path} cannot be read any more: {reason}", "put it back, and go on with --resume"
-        super().__init__(what, where=where, remedy=remedy)
+    def __init__(
+        self, path: str, *, where: object, reason: str, remedy: str = "put it back, and go on with --resume"
+    ) -> None:
+        super().__init__(f"{path} cannot be read any more: {reason}", where=where, remedy=remedy)
         self.path, self.reason = path, reason
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild_lost, (self.path, self.where, self.reason)
+        return _rebuild_lost, (self.path, self.where, self.reason, self.remedy)
 
 
 class UsageError(TlkitError):
@@ -72,8 +74,8 @@ def _rebuild(
     return kind(what, where=where, remedy=remedy, details=details, told=told)
 
 
-def _rebuild_lost(path: str, where: str, reason: str) -> InputLost:
-    return InputLost(path, where=where, reason=reason)
+def _rebuild_lost(path: str, where: str, reason: str, remedy: str) -> InputLost:
+    return InputLost(path, where=where, reason=reason, remedy=remedy)
 
 
 def first_line(error: Exception) -> str:

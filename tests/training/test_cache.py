@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tlkit.cache_folder import default_folder
 from tlkit.training import cache as cache_module
-from tlkit.training.cache import FeatureCache, NoRoom, default_folder
+from tlkit.training.cache import FeatureCache, NoRoom
 
 GB = 10**9
 ROW = 1000  # bytes

@@ -11,12 +11,13 @@ import torch
 from tlkit import config
 from tlkit.audit.duplicates import Group
 from tlkit.audit.suspects import Suspect, label_suspects
+from tlkit.cache_folder import default_folder
 from tlkit.data.folders import Samples
 from tlkit.data.loading import ViewDataset
 from tlkit.data.transforms import CENTER
 from tlkit.networks.build import Loaded, build
 from tlkit.networks.frozen_pass import How
-from tlkit.training.cache import FeatureCache, default_folder
+from tlkit.training.cache import FeatureCache
 from tlkit.training.features import Features, extract
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tlkit.data.content import digests, learn_digests
 from tlkit.data.folders import Samples
-from tlkit.data.loading import Progress, silent
+from tlkit.progress import Progress, silent
 
 
 def shared_files(samples: Samples) -> list[dict[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import imagehash
@@ -15,7 +14,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from tlkit.data.content import digest
 from tlkit.data.decode import Stored, UnreadableImage, decode_stored
-from tlkit.data.loading import BadFile, Progress, default_workers, silent
+from tlkit.data.loading import BadFile, bad_file, default_workers, refuse_lost
+from tlkit.errors import InputLost
+from tlkit.progress import Progress, silent
+from tlkit.shards.folder import Folder
 
 SIDE = 256
 """Shorter side in pixels at which sharpness is judged: about what a network sees. Smaller images stay small."""
@@ -47,7 +49,7 @@ class Look:
 class _Looks(Dataset):
     """Module-level and picklable, so that worker processes may be spawned."""
 
-    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+    def __init__(self, root: Folder, paths: Sequence[str]) -> None:
         self.root, self.paths = root, paths
 
     def __len__(self) -> int:
@@ -57,19 +59,20 @@ class _Looks(Dataset):
         path = self.root / self.paths[row]
         try:
             grey, stored = decode_stored(path, min_side=SIDE, grey=True)
-        except UnreadableImage as error:
-            return BadFile(self.paths[row], str(error))
+        except (UnreadableImage, InputLost) as error:
+            return bad_file(self.paths[row], error)
         return look(grey, stored, digest(path))
 
 
 def look_at(
-    root: Path, paths: Sequence[str], *, workers: int | None = None, progress: Progress = silent
+    root: Folder, paths: Sequence[str], *, workers: int | None = None, progress: Progress = silent
 ) -> list[Look | BadFile]:
     """Decode each image once; what cannot be read is named with its reason."""
     count = default_workers(len(paths)) if workers is None else workers
     found: list[Look | BadFile] = []
     dataset: Any = _Looks(root, paths)
     for batch in DataLoader(dataset, batch_size=32, num_workers=count, collate_fn=list):
+        refuse_lost(one for one in batch if isinstance(one, BadFile))
         found += batch
         progress("looking", len(found), len(paths))
     return found

@@ -236,6 +236,19 @@ def extract_features(
 
 @app.command()
 @options_from_configs
+def shard(
+    sharding: config.Sharding,
+    output: config.Output,
+) -> None:
+    """Write a folder of images into shards: a few large tar files, as webdataset reads them, with an index beside them.
+
+    Every command takes them as DATA, from a disk or a server: the folder, or 'https://host/name-{000000..000099}.tar'.
+    """
+    _start("shard", locals())
+
+
+@app.command()
+@options_from_configs
 def update_bn(
     network: config.Trained,
     images: config.Unlabelled,

@@ -18,6 +18,7 @@ from tlkit.adaptation.inputs import Images, Inputs, Vectors, refuse_too_few, unr
 from tlkit.adaptation.learn import Domain, Learner, Plan, stored_history
 from tlkit.adaptation.method import chosen, method
 from tlkit.adaptation.objective import Head, Whole
+from tlkit.cache_folder import default_folder
 from tlkit.commands.adapted import figures
 from tlkit.commands.console import Console
 from tlkit.commands.domains import Pair, refuse_unusable
@@ -36,7 +37,7 @@ from tlkit.networks.forward import channels_last, features_of
 from tlkit.networks.freezing import freeze, has_idle_parameters
 from tlkit.networks.frozen_pass import How
 from tlkit.networks.stages import stages
-from tlkit.training.cache import FeatureCache, default_folder
+from tlkit.training.cache import FeatureCache
 from tlkit.training.features import extract
 from tlkit.training.optimizers import parameter_groups
 from tlkit.training.strategies import HEAD, default_rate, differential_rates

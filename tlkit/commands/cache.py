@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tlkit import config
+from tlkit.cache_folder import default_folder
 from tlkit.commands.console import Console
 from tlkit.errors import TlkitError
-from tlkit.training.cache import FeatureCache, Stored, default_folder
+from tlkit.training.cache import FeatureCache, Stored
 
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))
 

@@ -23,6 +23,7 @@ from tlkit.data.manifest import write_manifest
 from tlkit.data.new_images import read_images
 from tlkit.errors import TlkitError, did_you_mean
 from tlkit.reports.findings import KINDS, worded
+from tlkit.shards.folder import Shards
 
 if TYPE_CHECKING:
     from tlkit.audit.deep import Deep
@@ -69,7 +70,7 @@ def check_data(
     ignored = _ignored(checking.ignore)
     _refuse_out(output.out, checking.write_manifest)
     faults: list[TlkitError] = []
-    samples = read_images(checking.data, faults.append)
+    samples = read_images(checking.data, faults.append, console.progress)
     for line in samples.remarks():
         console.warn(line)
     if checking.write_manifest is not None:
@@ -126,6 +127,9 @@ def _refuse_out(page: Path | None, manifest: Path | None) -> None:
 def _refuse_unspeakable(samples: Samples) -> None:
     """Raise where no manifest could say what the images are."""
     names = {name.strip() for name in samples.classes}
+    if isinstance(samples.root, Shards):
+        what, remedy = "images in shards are no files that a manifest could name", "clean the folder, then shard it"
+        raise TlkitError(what, where="--write-manifest", remedy=remedy)
     try:
         str(samples.root.absolute()).encode()
     except UnicodeEncodeError:
@@ -319,8 +323,9 @@ def _write_clean(found: Found, path: Path) -> dict[str, Any]:
 def _columns(samples: Samples, cleaned: Cleaned, manifest: Path) -> dict[str, list[str]]:
     """The columns of a manifest, whose paths are as seen from its folder where they lie below it, else absolute."""
     kept, folder = samples.take(cleaned.rows), manifest.absolute().parent
-    below = samples.root.absolute().is_relative_to(folder)
-    root = samples.root.absolute().relative_to(folder) if below else samples.root.absolute()
+    assert isinstance(samples.root, Path)
+    root = samples.root.absolute()
+    root = root.relative_to(folder) if root.is_relative_to(folder) else root
     columns = {
         "path": [_unstripped((root / path).as_posix()) for path in kept.paths],
         "label": [kept.classes[label] for label in kept.labels],

@@ -72,7 +72,7 @@ def compare(
     form = _form(compared, output, console)
     names = _titles(compared.models)
     view = views_named(views.tta)
-    samples = read_labelled(compared.models, compared.data, "compare")
+    samples = read_labelled(compared.models, compared.data, "compare", console.progress)
     part, mask = part_named(samples, compared.split)
     for line in (*samples.remarks(), learnt_from(compared.models, compared.data, samples, mask)):
         if line:

@@ -80,14 +80,14 @@ def read_domains(domains: config.Domains, console: Console) -> Pair:
     """
     from_, to = domains.source, domains.target
     assert from_ is not None and to is not None
-    source = same_for_all(lambda: read_samples(from_))
+    source = same_for_all(lambda: read_samples(from_, progress=console.progress))
     if len(source.classes) < 2:
         raise TlkitError(
             "only one class", where=domains.source, remedy="a classifier needs at least two class folders of the source"
         )
     if domains.group_regex is not None:
         source = with_groups(source, domains.group_regex)
-    target = same_for_all(lambda: read_images(to))
+    target = same_for_all(lambda: read_images(to, progress=console.progress))
     for samples in (source, target):
         for remark in samples.remarks():
             console.warn(remark)

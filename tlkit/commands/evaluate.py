@@ -61,7 +61,7 @@ def evaluate(
     started = time.monotonic()
     processes.on_first(lambda: run_folder.refuse_existing(output.out))
     view = views_named(views.tta)
-    samples = same_for_all(lambda: read_labelled([network.model], data.data, "evaluate"))
+    samples = same_for_all(lambda: read_labelled([network.model], data.data, "evaluate", console.progress))
     part, mask = part_named(samples, data.split)
     fitted_on = ""
     if calibration.calibrate:

@@ -15,7 +15,7 @@ from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped
 from tlkit.commands.measuring import align, learnt_from, own_data, part_named, read_labelled
 from tlkit.commands.passing import how
-from tlkit.data.folders import Samples
+from tlkit.data.folders import Samples, is_there
 from tlkit.data.loading import ViewDataset, Views, load_in_turns
 from tlkit.data.new_images import read_images
 from tlkit.data.transforms import CENTER
@@ -25,6 +25,7 @@ from tlkit.networks.build import Loaded
 from tlkit.networks.forward import logits_of
 from tlkit.networks.frozen_pass import FrozenPass
 from tlkit.preprocessing import Preprocessing
+from tlkit.progress import silent
 
 TOLERANCE = 1e-3
 """How far a probability may be off that of the network, where both compute in float32."""
@@ -69,7 +70,7 @@ def images_to_check(model: str, exporting: config.Exporting, loaded: Loaded, con
         TlkitError: There are none where a person names some.
     """
     if exporting.check is not None:
-        samples, of = read_images(exporting.check), "images"
+        samples, of = read_images(exporting.check, progress=console.progress), "images"
     else:
         try:
             found = _held_out(model, console)
@@ -93,9 +94,9 @@ def images_to_check(model: str, exporting: config.Exporting, loaded: Loaded, con
 
 def _held_out(model: str, console: Console) -> tuple[Samples, str] | None:
     data = own_data(Path(model))
-    if data is None or not data.exists():
+    if data is None or not is_there(data):
         return None
-    samples = read_labelled([model], None, "export")
+    samples = read_labelled([model], None, "export", console.progress)
     part, mask = part_named(samples, "auto")
     if line := learnt_from([model], None, samples, mask):
         console.warn(line)
@@ -117,10 +118,10 @@ def calibration_batches(model: str, folder: Path | None, loaded: Loaded) -> list
         samples = read_images(folder)
     else:
         data = own_data(Path(model))
-        if data is None or not data.exists():
+        if data is None or not is_there(data):
             remedy = "give --calibrate-on FOLDER, a hundred images such as it will see"
             raise TlkitError("int8 needs images that show its ranges", where="--quantise int8", remedy=remedy)
-        samples = read_labelled([model], None, "export")
+        samples = read_labelled([model], None, "export", silent)
         samples = samples.take(samples.splits == "train")
     samples = samples.take(drawn(len(samples), CALIBRATED_ON))
     dataset = ViewDataset(samples.root, samples.paths, loaded.preprocessing, CENTER)

@@ -67,7 +67,7 @@ def extract_features(
         raise UsageError("missing option --out", where="tlkit extract-features", remedy="give --out FILE.parquet")
     processes.on_first(lambda: _refuse(out))
     view, data = views_named(views.tta), features.data
-    samples = same_for_all(lambda: read_images(data))
+    samples = same_for_all(lambda: read_images(data, progress=console.progress))
     torch.manual_seed(compute.seed)
     loaded = same_network(lambda: build(network.model, network.weights, preprocess, norm=network.norm))
     for line in (*loaded.remarks, *samples.remarks(), remark(view, loaded.preprocessing)):

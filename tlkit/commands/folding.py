@@ -20,10 +20,10 @@ from tlkit.commands.results import CrossValidation
 from tlkit.commands.training import build_network, train
 from tlkit.data.content import copies, digests, learn_digests
 from tlkit.data.folders import Samples
-from tlkit.data.loading import Progress
 from tlkit.data.splits import folds, folds_of_copies
 from tlkit.errors import TlkitError
 from tlkit.networks.build import weight_bytes
+from tlkit.progress import Progress
 from tlkit.training.checkpoint import Checkpoint, read_checkpoint
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def read_parted(options: Options, progress: Progress) -> tuple[Samples, list[np.
     Raises:
         TlkitError: There are too few images or groups for so many folds.
     """
-    count, seed, samples = options.data.folds, options.compute.seed, labelled(options)
+    count, seed, samples = options.data.folds, options.compute.seed, labelled(options, progress)
     assert count is not None
     learn_digests(samples.root, samples.paths, progress)
     files = digests(samples.root, samples.paths)

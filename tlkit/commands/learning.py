@@ -179,7 +179,7 @@ def _go_on(
     if options.data.folds is not None:
         return folding.go_on(options, run, resume, console, started)
     stored = processes.on_first(lambda: read_checkpoint(run))
-    samples = labelled(options)
+    samples = labelled(options, console.progress)
     learn_digests(samples.root, samples.paths, console.progress)
     samples = stored_split(samples, run)
     samples = samples.take(samples.splits != "")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkit import run_folder
+from tlkit import config, run_folder
 from tlkit.audit.leaks import shared_with
 from tlkit.commands.labelled import stored_split
-from tlkit.data.folders import SPLITS, Samples, read_samples
-from tlkit.data.loading import Progress, ViewDataset, refuse_bad_files
+from tlkit.data.folders import SPLITS, Samples, is_same, read_samples
+from tlkit.data.loading import ViewDataset, refuse_bad_files
 from tlkit.data.transforms import View
 from tlkit.errors import TlkitError, UsageError
 from tlkit.evaluation.predict import Predictions, predict_all
@@ -20,6 +20,7 @@ from tlkit.networks import imagenet
 from tlkit.networks.build import Loaded
 from tlkit.networks.frozen_pass import How
 from tlkit.networks.names import is_onnx
+from tlkit.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Aligned:
     missing: list[str]
 
 
-def read_labelled(models: Sequence[str], data: Path | None, command: str) -> Samples:
+def read_labelled(models: Sequence[str], data: Path | None, command: str, progress: Progress) -> Samples:
     """All images of DATA, with the splits that it has, or that the runs on it stored.
 
     Of several runs on the same data, an image counts as ``train`` where any of them was trained on it, and as ``val``
@@ -47,13 +48,14 @@ def read_labelled(models: Sequence[str], data: Path | None, command: str) -> Sam
         models: Runs and model names.
         data: By default what the first run was trained on.
         command: Who asks.
+        progress: Told of shards that are gone through.
     """
     folder, runs = _runs_on(models, data)
     if folder is None:
         argument = "argument DATA" if command == "evaluate" else "option --data"
         remedy = "give the folder of labelled images"
         raise UsageError(f"missing {argument}", where=f"tlkit {command}", remedy=remedy)
-    samples = read_samples(folder)
+    samples = read_samples(folder, progress=progress)
     of_runs = [stored_split(samples, run).splits for run in runs]
     if not of_runs:
         return samples
@@ -90,16 +92,14 @@ def places(models: Sequence[str], data: Path | None) -> dict[str, str]:
     """``model`` and ``data`` for a recipe that means the same from any working folder."""
     folder, model = _runs_on(models, data)[0], models[0]
     found = {"model": str(Path(model).resolve()) if run_folder.is_run(model) or is_onnx(model) else model}
-    return found | ({"data": str(folder.resolve())} if folder is not None else {})
+    return found | ({"data": config.plain(folder)} if folder is not None else {})
 
 
 def _runs_on(models: Sequence[str], data: Path | None) -> tuple[Path | None, list[Path]]:
     """The folder of images, by default what the first run was trained on, and which of the models are runs on it."""
     owners = {Path(model): own for model in models if (own := own_data(Path(model))) is not None}
     folder = data if data is not None else next(iter(owners.values()), None)
-    if folder is None or not folder.exists():
-        return folder, []
-    return folder, [run for run, own in owners.items() if own.exists() and own.samefile(folder)]
+    return folder, [run for run, own in owners.items() if folder is not None and is_same(own, folder)]
 
 
 def own_data(run: Path) -> Path | None:

@@ -12,12 +12,13 @@ import numpy as np
 
 from tlkit import processes, run_folder
 from tlkit.data.content import copies, digests, learn_digests
-from tlkit.data.folders import Samples, read_samples
-from tlkit.data.loading import Progress
+from tlkit.data.folders import Samples, is_same, read_samples
 from tlkit.data.splits import split, split_with_copies, with_groups
 from tlkit.errors import TlkitError, UsageError
 from tlkit.networks.build import Loaded
 from tlkit.networks.weights import fingerprint
+from tlkit.progress import Progress
+from tlkit.shards.folder import File
 
 if TYPE_CHECKING:
     from tlkit.commands.learning import Options
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def read(options: Options, progress: Progress) -> Samples:
     """The images with labels and splits, checked for what training needs; ``progress`` is told of hashing."""
-    data, samples = options.data, labelled(options)
+    data, samples = options.data, labelled(options, progress)
     learn_digests(samples.root, samples.paths, progress)  # of use to several of the next steps
     if not samples.splits.any():
         seed = options.compute.seed
@@ -42,12 +43,12 @@ def parted(samples: Samples, *, val: float, test: float, seed: int) -> Samples:
     return split_with_copies(samples, same, val=val, test=test, seed=seed)
 
 
-def labelled(options: Options) -> Samples:
-    """The images with labels, groups, and the splits that the data brings."""
+def labelled(options: Options, progress: Progress) -> Samples:
+    """The images with labels, groups, and the splits that the data brings; ``progress`` is told of shards."""
     data = options.data
     if data.data is None:
         raise UsageError("missing argument DATA", where=f"tlkit {options.command}", remedy="give the folder of images")
-    samples = same_for_all(lambda: read_samples(data.data))  # type: ignore[arg-type]
+    samples = same_for_all(lambda: read_samples(data.data, progress=progress))  # type: ignore[arg-type]
     if len(samples.classes) < 2:
         what = f"only one class ({samples.classes[0]})" if samples.classes else "no classes"
         raise TlkitError(what, where=data.data, remedy="a classifier needs at least two class folders")
@@ -100,7 +101,7 @@ def _listed(samples: Samples) -> list[str]:
     return ["\t".join((*line, _size(samples.root / line[0]))) for line in told]
 
 
-def _size(path: Path) -> str:
+def _size(path: File) -> str:
     """Bytes of a file, as text; empty where there is none."""
     try:
         return str(path.stat().st_size)
@@ -125,7 +126,7 @@ def seen_before(options: Options, samples: Samples) -> list[str]:
         if not run_folder.is_run(run) or not (run / run_folder.RECIPE).is_file():
             continue
         stored, data = run_folder.read_splits(run) or {}, run_folder.read_recipe(run).get("data")
-        if not data or not Path(data).exists() or not Path(data).samefile(options.data.data or run):
+        if not data or not is_same(Path(data), options.data.data or run):
             continue
         held_out = [path for path, part in zip(samples.paths, samples.splits, strict=True) if part != "train"]
         if seen := sum(stored.get(path, ("", ""))[1] == "train" for path in held_out):

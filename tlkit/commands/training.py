@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tlkit import config, processes, run_folder
+from tlkit.cache_folder import default_folder
 from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
@@ -27,7 +28,7 @@ from tlkit.networks.names import known_name
 from tlkit.networks.stages import stages
 from tlkit.networks.variants import has_small_stem
 from tlkit.training import strategies
-from tlkit.training.cache import FeatureCache, default_folder
+from tlkit.training.cache import FeatureCache
 from tlkit.training.checkpoint import Checkpoint
 from tlkit.training.closed_head import HeadOptions
 from tlkit.training.features import Features, extract

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from tlkit.errors import TlkitError
+
+BUFFER = 10_000
+"""Images that training draws from where they lie in shards."""
 
 
 class Plan(Protocol):
@@ -48,6 +51,7 @@ class BatchPlan:
         balanced: Draw as many images of each class, with repeats, instead of each image once.
         rank: Of this process.
         processes: How many there are.
+        shards: Number of the shard that each image lies in; empty where each is a file of its own (N or 0).
     """
 
     labels: np.ndarray
@@ -56,6 +60,7 @@ class BatchPlan:
     balanced: bool = False
     rank: int = 0
     processes: int = 1
+    shards: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int32))
 
     def __post_init__(self) -> None:
         if min(self.batch_size, len(self.labels)) < self.processes:
@@ -72,6 +77,10 @@ class BatchPlan:
     def order(self, epoch: int) -> np.ndarray:
         """Rows of an epoch in the order in which they are seen (N)."""
         random = np.random.default_rng([self.seed, epoch])
+        rows = self._drawn(random)
+        return by_shard(rows, self.shards, random) if len(self.shards) else rows
+
+    def _drawn(self, random: np.random.Generator) -> np.ndarray:
         if not self.balanced:
             return random.permutation(len(self.labels))
         classes, of_class = np.unique(self.labels), []
@@ -131,6 +140,22 @@ class StreamPlan:
     def weight(self, batch: np.ndarray) -> float:
         """This process's share of a batch times the number of processes."""
         return self.rounds.weight(batch)
+
+
+def by_shard(rows: np.ndarray, shards: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Rows in an order in which shards need be held a few at a time: as from a buffer that is filled shard by shard.
+
+    The shards come in random order, each from one end to the other; and each image is drawn from among the `BUFFER`
+    that follow. An order of rows, not of what was read: any process can begin anywhere in it.
+
+    Args:
+        rows: Of an epoch, in random order (N).
+        shards: Number of the shard of each row.
+        random: What is drawn from.
+    """
+    turn = random.permutation(int(shards.max()) + 1)
+    stream = rows[np.argsort(turn[shards[rows]], kind="stable")]
+    return stream[np.argsort(np.arange(len(stream)) + random.uniform(0, BUFFER, len(stream)), kind="stable")]
 
 
 def _shares(count: int, classes: int, random: np.random.Generator) -> list[int]:

@@ -6,12 +6,13 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
 from tlkit import processes
-from tlkit.data.loading import Progress, silent
+from tlkit.progress import Progress, silent
+from tlkit.shards.folder import File, Folder, Member
+from tlkit.shards.table import DIGEST
 
 MANY = 1000  # files
 AT_ONCE = 2**20
@@ -21,12 +22,15 @@ AT_ONCE = 2**20
 _KNOWN: dict[tuple[str, int, int], str] = {}
 
 
-def digest(path: Path) -> str | None:
+def digest(path: File) -> str | None:
     """32 hex digits of a file's content; None where it cannot be read.
 
-    A process reads a file once, unless its size or time changes.
+    A process reads a file once, unless its size or time changes; one in a shard not at all, where the shard's index
+    has its digest.
     """
     try:
+        if isinstance(path, Member) and path.digest is not None:
+            return path.digest
         status = path.stat()
         file = str(path), status.st_size, status.st_mtime_ns
         if file not in _KNOWN:
@@ -36,15 +40,15 @@ def digest(path: Path) -> str | None:
         return None
 
 
-def _read(path: Path, size: int) -> str:
-    made = functools.partial(hashlib.blake2b, digest_size=16)
+def _read(path: File, size: int) -> str:
+    made = functools.partial(hashlib.blake2b, digest_size=DIGEST)
     if size <= AT_ONCE:
         return made(path.read_bytes()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, made).hexdigest()
 
 
-def digests(root: Path, paths: Sequence[str], progress: Progress = silent) -> list[str | None]:
+def digests(root: Folder, paths: Sequence[str], progress: Progress = silent) -> list[str | None]:
     """`digest` of many files; of few, which takes no time, no progress is told."""
     found: list[str | None] = []
     with ThreadPoolExecutor(4) as pool:
@@ -55,7 +59,7 @@ def digests(root: Path, paths: Sequence[str], progress: Progress = silent) -> li
     return found
 
 
-def learn_digests(root: Path, paths: Sequence[str], progress: Progress = silent) -> None:
+def learn_digests(root: Folder, paths: Sequence[str], progress: Progress = silent) -> None:
     """Know the `digests` of many files from now on; several processes read a part each, and tell the others."""
     digests(root, processes.share(paths), progress)
     for known in processes.gathered(_KNOWN):

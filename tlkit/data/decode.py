@@ -8,11 +8,13 @@ import stat
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
+
+from tlkit.errors import InputLost
+from tlkit.shards.folder import File
 
 # A header that claims more pixels than this is refused before a byte of it is decoded. Pillow refuses such files too,
 # but only above its own limit doubled, and warns (once, without the file's name) below that.
@@ -92,12 +94,12 @@ def heic_available() -> bool:
     return True
 
 
-def decode(path: Path, min_side: int = 0) -> Image.Image:
+def decode(path: File, min_side: int = 0) -> Image.Image:
     """The image alone; see `decode_stored`."""
     return decode_stored(path, min_side)[0]
 
 
-def decode_stored(path: Path, min_side: int = 0, *, grey: bool = False) -> tuple[Image.Image, Stored]:
+def decode_stored(path: File, min_side: int = 0, *, grey: bool = False) -> tuple[Image.Image, Stored]:
     """Read an image file.
 
     The first frame, turned as EXIF says; transparency is laid over white; grey, palette and CMYK become RGB; more than
@@ -114,6 +116,7 @@ def decode_stored(path: Path, min_side: int = 0, *, grey: bool = False) -> tuple
 
     Raises:
         UnreadableImage: The file is missing, empty, cut short, not an image, or claims more than `MAX_PIXELS`.
+        InputLost: It lies in a shard elsewhere that does not come.
     """
     try:
         size = _refuse_other_than_file(path)
@@ -142,13 +145,13 @@ def decode_stored(path: Path, min_side: int = 0, *, grey: bool = False) -> tuple
                     return found, stored
                 found = _to_rgb(found)
                 return found.convert("L") if grey else found, stored
-    except UnreadableImage:
+    except (UnreadableImage, InputLost):
         raise
     except Exception as error:  # decoders raise whatever broken bytes lead them to: struct.error, KeyError, MemoryError
         raise UnreadableImage(_reason(error)) from error
 
 
-def _refuse_other_than_file(path: Path) -> int:
+def _refuse_other_than_file(path: File) -> int:
     """The size of a file in bytes; raises where it is something else."""
     status = path.stat()
     mode = status.st_mode

@@ -1,4 +1,4 @@
-"""What images there are, with which labels: folders of class folders, manifests, and plain folders of new images."""
+"""What images there are, with which labels: folders of class folders, manifests, and shards."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from pathlib import Path
 
 import numpy as np
 
+from tlkit import config
 from tlkit.data.decode import HEIC_SUFFIXES, IMAGE_SUFFIXES, heic_available
 from tlkit.data.manifest import read_manifest
 from tlkit.errors import TlkitError, did_you_mean
+from tlkit.progress import Progress, silent
+from tlkit.shards.folder import Folder, Shards
+from tlkit.shards.reading import ENDING, shards_at
+from tlkit.shards.remote import is_url
+from tlkit.shards.table import SPLITS as SPLIT_NAMES
+from tlkit.shards.table import Names
 
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -29,10 +36,10 @@ def refuse(error: TlkitError) -> None:
 
 @dataclass(frozen=True)
 class Samples:
-    """Images with their labels, sorted by class and name.
+    """Images with their labels: sorted by class and name, or as they lie in their shards.
 
     Args:
-        root: Folder that ``paths`` are relative to.
+        root: Folder that ``paths`` are relative to, or the shards that they lie in.
         paths: One a sample, with forward slashes (N).
         labels: Index into ``classes`` of each sample (N).
         splits: ``train``, ``val`` or ``test`` of each sample, ``""`` where the data has no splits (N).
@@ -42,7 +49,7 @@ class Samples:
         heic: HEIC photos that were left out because the extra is not installed.
     """
 
-    root: Path
+    root: Folder
     paths: Sequence[str]
     labels: np.ndarray
     splits: np.ndarray
@@ -58,8 +65,13 @@ class Samples:
         """The samples in the given rows (indices, or a mask of N)."""
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows
         groups = self.groups[rows] if len(self.groups) else self.groups
-        paths = [self.paths[row] for row in rows.tolist()]
+        names = self.paths
+        paths = names.take(rows) if isinstance(names, Names) else [names[row] for row in rows.tolist()]
         return replace(self, paths=paths, labels=self.labels[rows], splits=self.splits[rows], groups=groups)
+
+    def shards(self) -> np.ndarray:
+        """Number of the shard that each sample lies in; empty where each is a file of its own (N or 0)."""
+        return self.paths.shard if isinstance(self.paths, Names) else np.empty(0, dtype=np.int32)
 
     def remarks(self) -> list[str]:
         """What a person should know about files that were passed over."""
@@ -72,18 +84,72 @@ class Samples:
         return lines
 
 
-def read_samples(data: Path, complain: Complain = refuse) -> Samples:
+def read_samples(data: Path, complain: Complain = refuse, progress: Progress = silent) -> Samples:
     """Find the labelled images of ``data``.
 
     Args:
         data: A folder with ``train/ val/ test/`` (also ``valid``, ``validation``) of class folders, a folder of class
-            folders, or a CSV or Parquet manifest with columns ``path,label[,split][,group]``.
+            folders, a CSV or Parquet manifest with columns ``path,label[,split][,group]``, or shards.
         complain: Told of classes that differ between splits, groups that stand in two, folders that cannot be read.
+        progress: Told of shards that are gone through.
 
     Raises:
         TlkitError: Nothing is there, or it has no images or no classes.
     """
+    if (shards := shards_at(data, is_image, progress)) is not None:
+        samples = in_shards(shards)
+        if samples.classes == ("",):
+            what, remedy = "images without labels", "put name.cls or name.json beside each name.jpg"
+            raise TlkitError(what, where=shards, remedy=remedy)
+        find_torn_groups(samples, data, complain)
+        return samples
     return _read_folders(data, complain) if is_folder(data) else _read_manifest(data, complain)
+
+
+def in_shards(shards: Shards) -> Samples:
+    """The images in shards, in the order in which they lie there, so that each shard is read from one end to the other.
+
+    Where nothing is said of any image's class there is one class without a name.
+
+    Raises:
+        TlkitError: There are none, or of some no class or no split is known.
+    """
+    table, readable = shards.table, shards.table.lengths >= 0
+    if not readable.any():
+        raise TlkitError("no images", where=shards, remedy="check what is in the shards: name.jpg beside name.cls")
+    labels, splits = (_like_the_one_before(values, readable) for values in (table.labels, table.splits))
+    classes = table.classes or ("",)
+    if (labels < 0).all():
+        labels = np.zeros(len(labels), dtype=np.int64)
+    else:
+        _refuse_some(table.names, labels < 0, "no label", shards)
+    if splits.any():
+        _refuse_some(table.names, splits == 0, "no split", shards)
+    empty = len(shards.shards) - len(np.unique(table.names.shard))
+    return Samples(
+        root=shards,
+        paths=table.names,
+        labels=labels,
+        splits=np.array(SPLIT_NAMES, dtype="<U5")[splits],
+        classes=classes,
+        groups=table.groups,
+        ignored=Counter({"shards without images": empty} if empty else {}),
+    )
+
+
+def _like_the_one_before(values: np.ndarray, readable: np.ndarray) -> np.ndarray:
+    """Values (N) of which those of broken places in a shard are as those of the image before, or else of the first.
+
+    Nobody knows what was there: it is named, or left out, like any image that cannot be read.
+    """
+    last = np.maximum.accumulate(np.where(readable, np.arange(len(readable)), -1))
+    return values[np.where(last < 0, int(readable.argmax()), last)]
+
+
+def _refuse_some(names: Sequence[str], lacking: np.ndarray, what: str, shards: Shards) -> None:
+    if lacking.any():
+        which = f"{int(lacking.sum())} of {len(lacking)} images have {what} (first {names[int(lacking.argmax())]})"
+        raise TlkitError(which, where=shards, remedy="say it of all, in name.json beside each name.jpg, or of none")
 
 
 def _read_folders(data: Path, complain: Complain) -> Samples:
@@ -220,6 +286,18 @@ def _read_manifest(path: Path, complain: Complain) -> Samples:
     )
     find_torn_groups(samples, path, complain)
     return samples
+
+
+def is_there(data: Path) -> bool:
+    """Whether there may be images: shards are looked for when they are read."""
+    typed = config.spelled(data)
+    return is_url(typed) or typed.endswith(ENDING) or data.exists()
+
+
+def is_same(one: Path, other: Path) -> bool:
+    """Whether two paths name the same images."""
+    there = [path.exists() for path in (one, other)]
+    return one.samefile(other) if all(there) else not any(there) and config.plain(one) == config.plain(other)
 
 
 def find_torn_groups(samples: Samples, where: object, complain: Complain = refuse) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -16,26 +15,28 @@ from torch.utils.data import DataLoader, Dataset
 
 from tlkit import processes
 from tlkit.data.decode import UnreadableImage, decode
-from tlkit.errors import TlkitError
+from tlkit.errors import InputLost, TlkitError
 from tlkit.preprocessing import Preprocessing
+from tlkit.progress import Progress, silent
+from tlkit.shards.folder import Folder
 
 if TYPE_CHECKING:  # torchvision takes two seconds to import, and not every command that reads images needs it
     from tlkit.data.transforms import View
 
-Progress = Callable[[str, int, int], None]
-"""Told ``(label, done, total)``, in images."""
-
-
-def silent(label: str, done: int, total: int) -> None:
-    """A `Progress` that shows nothing."""
-
 
 @dataclass(frozen=True)
 class BadFile:
-    """An image that could not be read."""
+    """An image that could not be read.
+
+    Args:
+        path: As it is called in the data.
+        reason: Why not, in a few words.
+        lost: What lies elsewhere and does not come: nothing is known of the image itself.
+    """
 
     path: str
     reason: str
+    lost: InputLost | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Views(Protocol):
 class ViewDataset(Dataset):
     """The views of each image. Module-level and picklable, so that worker processes may be spawned."""
 
-    def __init__(self, root: Path, paths: Sequence[str], preprocessing: Preprocessing, view: View) -> None:
+    def __init__(self, root: Folder, paths: Sequence[str], preprocessing: Preprocessing, view: View) -> None:
         self.root, self.paths, self.preprocessing, self.view = root, paths, preprocessing, view
 
     def __len__(self) -> int:
@@ -77,8 +78,24 @@ class ViewDataset(Dataset):
         try:
             image = decode(self.root / self.paths[row], min_side=self.view.least_side(self.preprocessing))
             return row, self.view(image, self.preprocessing)
-        except UnreadableImage as error:
-            return row, BadFile(self.paths[row], str(error))
+        except (UnreadableImage, InputLost) as error:
+            return row, bad_file(self.paths[row], error)
+
+
+def bad_file(path: str, error: UnreadableImage | InputLost) -> BadFile:
+    """An image that cannot be read; as a value, for torch rebuilds few exceptions of another process as they were."""
+    return BadFile(path, error.reason, error) if isinstance(error, InputLost) else BadFile(path, str(error))
+
+
+def refuse_lost(bad: Iterable[BadFile]) -> None:
+    """Raise where an image is not broken but out of reach: it must not pass for one that can be left out.
+
+    Raises:
+        InputLost: So it is.
+    """
+    for file in bad:
+        if file.lost is not None:
+            raise file.lost
 
 
 def collate(items: list[tuple[int, Tensor | BadFile]]) -> Batch:
@@ -97,9 +114,12 @@ def load(dataset: Views, *, batch_size: int, workers: int | None, pin_memory: bo
     """Batches in the order of the paths; the same batches for any number of workers.
 
     By processes while the network computes elsewhere, or with ``workers=0`` one by one in between.
+
+    Raises:
+        InputLost: Images lie elsewhere and do not come.
     """
     count = default_workers(len(dataset)) if workers is None else workers
-    yield from DataLoader(
+    loader: Iterable[Batch] = DataLoader(
         dataset,  # type: ignore[arg-type]
         batch_size=batch_size,
         num_workers=count,
@@ -107,6 +127,9 @@ def load(dataset: Views, *, batch_size: int, workers: int | None, pin_memory: bo
         pin_memory=pin_memory,
         prefetch_factor=4 if count else None,
     )
+    for batch in loader:
+        refuse_lost(file for _, file in batch.bad)
+        yield batch
 
 
 def load_in_turns(dataset: Views, *, batch_size: int) -> Generator[Batch]:
@@ -122,7 +145,9 @@ def load_in_turns(dataset: Views, *, batch_size: int) -> Generator[Batch]:
             rows = range(first, min(first + AT_ONCE * batch_size, len(dataset)))
             items = list(pool.map(dataset.__getitem__, rows))
             for start in range(0, len(items), batch_size):
-                yield collate(items[start : start + batch_size])
+                batch = collate(items[start : start + batch_size])
+                refuse_lost(file for _, file in batch.bad)
+                yield batch
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -130,7 +155,7 @@ def load_in_turns(dataset: Views, *, batch_size: int) -> Generator[Batch]:
 class _Readable(Dataset):
     """For each image whether it can be decoded."""
 
-    def __init__(self, root: Path, paths: Sequence[str], min_side: int) -> None:
+    def __init__(self, root: Folder, paths: Sequence[str], min_side: int) -> None:
         self.root, self.paths, self.min_side = root, paths, min_side
 
     def __len__(self) -> int:
@@ -139,13 +164,13 @@ class _Readable(Dataset):
     def __getitem__(self, row: int) -> BadFile | None:
         try:
             decode(self.root / self.paths[row], min_side=self.min_side)
-        except UnreadableImage as error:
-            return BadFile(self.paths[row], str(error))
+        except (UnreadableImage, InputLost) as error:
+            return bad_file(self.paths[row], error)
         return None
 
 
 def unreadable_files(
-    root: Path,
+    root: Folder,
     paths: Sequence[str],
     min_side: int,
     *,
@@ -161,6 +186,7 @@ def unreadable_files(
     loader = DataLoader(_Readable(root, part, min_side), batch_size=32, num_workers=count, collate_fn=list)
     for found in loader:
         bad += [file for file in found if file is not None]
+        refuse_lost(bad)
         done += len(found)
         progress("reading", done, len(part))
     return [file for files in processes.gathered(bad) for file in files]
@@ -183,7 +209,7 @@ def cores() -> int:
     return max(1, here // processes.count_here())
 
 
-def refuse_bad_files(bad: Sequence[BadFile], images: int, root: Path, on_error: str) -> None:
+def refuse_bad_files(bad: Sequence[BadFile], images: int, root: Folder, on_error: str) -> None:
     """Raise where unreadable files are not to be skipped (``on_error="fail"``), or where nothing else is left.
 
     Raises:

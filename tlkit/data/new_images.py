@@ -12,22 +12,38 @@ from pathlib import Path
 
 import numpy as np
 
-from tlkit.data.folders import Complain, Samples, is_folder, is_image, kind, names_in, read_samples, refuse, walk
+from tlkit.data.folders import (
+    Complain,
+    Samples,
+    in_shards,
+    is_folder,
+    is_image,
+    kind,
+    names_in,
+    read_samples,
+    refuse,
+    walk,
+)
 from tlkit.errors import TlkitError
+from tlkit.progress import Progress, silent
+from tlkit.shards.reading import shards_at
 
 WILD = frozenset("*?[")
 
 
-def read_images(data: Path, complain: Complain = refuse) -> Samples:
+def read_images(data: Path, complain: Complain = refuse, progress: Progress = silent) -> Samples:
     """Images whose labels are known, as `read_samples` finds them, or else those of a folder without class folders.
 
     Args:
-        data: As for `read_samples`, or a folder of images.
+        data: As for `read_samples`, or a folder of images, or shards that say nothing of labels.
         complain: As for `read_samples`.
+        progress: As for `read_samples`.
 
     Raises:
         TlkitError: Nothing is there, or it has no images.
     """
+    if (shards := shards_at(data, is_image, progress)) is not None:
+        return in_shards(shards)
     if not is_folder(data) or names_in(data)[0]:
         return read_samples(data, complain)
     found, ignored = find_images([data])

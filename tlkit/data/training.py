@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,10 +16,11 @@ from tlkit.data.augment import augment, least_side_for, mix
 from tlkit.data.batches import BatchSampler, Plan
 from tlkit.data.decode import UnreadableImage, decode
 from tlkit.data.folders import Samples
-from tlkit.data.loading import BadFile, default_workers
+from tlkit.data.loading import BadFile, bad_file, default_workers, refuse_lost
 from tlkit.data.transforms import normalise
 from tlkit.errors import InputLost
 from tlkit.preprocessing import Preprocessing
+from tlkit.shards.folder import Folder
 
 
 class TrainingDataset(Dataset):
@@ -38,8 +38,8 @@ class TrainingDataset(Dataset):
         epoch, row = key
         try:
             image = decode(self.root / self.paths[row], min_side=self.least_side)
-        except UnreadableImage as error:
-            return BadFile(self.paths[row], str(error)), int(self.labels[row])
+        except (UnreadableImage, InputLost) as error:
+            return bad_file(self.paths[row], error), int(self.labels[row])
         with _drawn_by(seed_of(self.seed, epoch, row)):
             return augment(image, self.preprocessing, self.preset), int(self.labels[row])
 
@@ -49,7 +49,7 @@ class VariedViews(Dataset):
 
     def __init__(
         self,
-        root: Path,
+        root: Folder,
         paths: Sequence[str],
         preprocessing: Preprocessing,
         preset: str,
@@ -65,8 +65,8 @@ class VariedViews(Dataset):
         """The row itself and its views, 8-bit (V, C, S, S)."""
         try:
             image = decode(self.root / self.paths[row], min_side=self.least_side)
-        except UnreadableImage as error:
-            return row, BadFile(self.paths[row], str(error))
+        except (UnreadableImage, InputLost) as error:
+            return row, bad_file(self.paths[row], error)
         views = []
         for draw in self.draws[row]:
             with _drawn_by(draw):
@@ -167,6 +167,7 @@ class TrainingBatches:
         for _ in range(first, self.steps):
             batch = next(self._stream)
             if isinstance(batch, BadFile):
+                refuse_lost([batch])
                 raise InputLost(batch.path, where=self.dataset.root, reason=batch.reason)
             yield self._prepare(*batch)
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from tlkit import processes
-from tlkit.data.loading import BadFile, Progress, Views, load, load_in_turns, silent
+from tlkit.data.loading import BadFile, Views, load, load_in_turns
 from tlkit.data.transforms import normalise
 from tlkit.networks.forward import BATCH_SIZES, channels_last
 from tlkit.networks.quick import Compute, Form, quickest
 from tlkit.preprocessing import Preprocessing
+from tlkit.progress import Progress, silent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -20,6 +20,7 @@ FILES = {
     "extract-features": "features.npz",
     "models": "models.csv",
     "predict": "labels.csv",
+    "shard": "shards",
 }
 """Commands whose ``--out`` is a file (or a folder of another kind), and what it is called."""
 PLAIN = ("cache", "doctor", "recipes")

@@ -18,6 +18,7 @@ from tlkit.reports.sections import CLASSES_SHOWN
 from tlkit.reports.template import encodable, template
 from tlkit.reports.words import duration, listed, middle, plain, plural
 from tlkit.run_folder import write_text
+from tlkit.shards.folder import Folder
 
 SUSPECTS, OF_KIND, ROWS, RARE_NAMED = 120, 40, 200, 10
 PICTURE_CHARACTERS = 4_000_000  # of all data URIs
@@ -48,7 +49,7 @@ class AuditPage:
 
     title: str
     summary: Mapping[str, Any]
-    root: Path
+    root: Folder
 
 
 def write_audit(path: Path, page: AuditPage) -> None:

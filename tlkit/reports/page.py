@@ -15,6 +15,7 @@ from tlkit.reports.outcome import Cell, Outcome, frequent_confusions, matrix
 from tlkit.reports.template import encodable, script, script_source, template
 from tlkit.reports.words import duration, percent, points
 from tlkit.run_folder import write_text
+from tlkit.shards.folder import File
 
 MATRIX_CLASSES = 25  # a larger confusion matrix is read as a list of its largest cells
 SKIPPED_SHOWN = 100
@@ -47,7 +48,7 @@ class Page:
     per_class: Sequence[Mapping[str, Any]]
     truth: np.ndarray
     probabilities: np.ndarray
-    files: Sequence[Path]
+    files: Sequence[File]
     names: Sequence[str]
     recipe: str
     history: Sequence[Mapping[str, Any]] = ()

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,10 @@ from PIL import Image
 
 from tlkit.data.decode import UnreadableImage, decode
 from tlkit.data.transforms import seen
-from tlkit.errors import TlkitError
+from tlkit.errors import InputLost, TlkitError
 from tlkit.preprocessing import Preprocessing
 from tlkit.reports.outcome import Outcome
+from tlkit.shards.folder import File
 
 MISTAKES_SHOWN = 24
 PICTURED = 300  # in all
@@ -117,7 +117,7 @@ def choose(outcome: Outcome, cells: Sequence[tuple[int, int]]) -> list[Picture]:
 
 
 def gallery(
-    outcome: Outcome, cells: Sequence[tuple[int, int]], files: Sequence[Path], heat: Heat | None, recorded: Any
+    outcome: Outcome, cells: Sequence[tuple[int, int]], files: Sequence[File], heat: Heat | None, recorded: Any
 ) -> list[Picture]:
     """The pictures of a page in their order: the mistakes shown first, then the others by confidence.
 
@@ -138,7 +138,7 @@ def gallery(
     return sorted(pictures, key=lambda one: (not one.worst, -float(outcome.confidence[one.row])))
 
 
-def thumbnails(files: Sequence[Path], room: int) -> list[Thumbnail | None]:
+def thumbnails(files: Sequence[File], room: int) -> list[Thumbnail | None]:
     """Small thumbnails of the first files, one each, until their data URIs would have more than ``room`` characters."""
     made: list[Thumbnail | None] = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -151,11 +151,11 @@ def thumbnails(files: Sequence[Path], room: int) -> list[Thumbnail | None]:
     return made
 
 
-def thumbnail(path: Path, side: int, quality: int) -> Thumbnail | None:
+def thumbnail(path: File, side: int, quality: int) -> Thumbnail | None:
     """The image as a small JPEG; None where the file has vanished or cannot be read."""
     try:
         image = decode(path, min_side=side)
-    except UnreadableImage:
+    except (UnreadableImage, InputLost):
         return None
     image.thumbnail((side, side))
     jpeg = io.BytesIO()

@@ -16,7 +16,6 @@ import json
 import os
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -40,16 +39,6 @@ SPARE_BYTES = 256 * 2**20
 
 class NoRoom(Exception):
     """What is to be kept does not fit; says why."""
-
-
-def default_folder() -> Path:
-    """``TLKIT_CACHE``, or the folder where the system keeps caches."""
-    if given := os.environ.get("TLKIT_CACHE"):
-        return Path(given)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "tlkit"
-    variable, otherwise = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_CACHE_HOME", ".cache")
-    return Path(os.environ.get(variable) or Path.home() / otherwise) / "tlkit"
 
 
 def _canonical(key: Mapping[str, Any]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from tlkit.data.loading import Progress
 from tlkit.errors import TlkitError
+from tlkit.progress import Progress
 from tlkit.training.fit import Batches, Diverged, Place, fit
 
 if TYPE_CHECKING:

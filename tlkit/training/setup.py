@@ -96,6 +96,7 @@ def make_plan(samples: Samples, settings: Settings, accelerator: Accelerator, se
         balanced=settings.augmentation.balanced_sampling,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
+        shards=samples.shards(),
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tlkit import compute, config, processes, run_folder
 from tlkit.data.folders import Samples
-from tlkit.data.loading import Progress, ViewDataset, silent
+from tlkit.data.loading import ViewDataset
 from tlkit.data.training import TrainingBatches
 from tlkit.data.transforms import CENTER, View
 from tlkit.errors import InputLost, TlkitError
@@ -31,6 +31,7 @@ from tlkit.networks.freezing import freeze, has_idle_parameters, trainable_param
 from tlkit.networks.frozen_pass import How
 from tlkit.networks.stages import stages
 from tlkit.networks.weights import fingerprint
+from tlkit.progress import Progress, silent
 from tlkit.training import rate_finder
 from tlkit.training.cache import FeatureCache
 from tlkit.training.checkpoint import FILE, Checkpoint, Due, optimizer_state, restore_optimizer, write_checkpoint
