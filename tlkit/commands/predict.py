@@ -21,6 +21,7 @@ from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
 from tlkit.commands.reading import same_network
 from tlkit.data import prediction_file
+from tlkit.data.folders import in_shards, is_image
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files
 from tlkit.data.new_images import images_at, images_listed, refuse_no_images
 from tlkit.data.prediction_file import Row
@@ -30,6 +31,8 @@ from tlkit.evaluation.views import remark, views_named
 from tlkit.networks import imagenet
 from tlkit.networks.build import Loaded
 from tlkit.networks.exported import build_or_read
+from tlkit.shards.folder import Folder
+from tlkit.shards.reading import shards_at
 
 SHOWN = 20
 UNSURE = "unsure"
@@ -86,11 +89,11 @@ def predict(
     """Label new images; see ``tlkit predict --help``."""
     view = views_named(views.tta)
 
-    def find() -> list[str]:
+    def find() -> tuple[Folder, Sequence[str]]:
         prediction_file.refuse(output.out)
         return _find(images.paths, console)
 
-    paths = processes.on_first(find)
+    root, paths = processes.on_first(find)
     torch.manual_seed(compute.seed)
     loaded = same_network(lambda: build_or_read(network.model, network.weights, preprocess))
     names = _names(loaded, images.unsure_below)
@@ -102,7 +105,7 @@ def predict(
         console.line(f"{len(paths)} images, {loaded.name}, weights: {loaded.weights}, views: {views.tta}")
         return told | {"plan": {"images": len(paths)}}
     found = Labelled(None if output.json else SHOWN)
-    dataset = ViewDataset(Path(), paths, loaded.preprocessing, view)
+    dataset = ViewDataset(root, paths, loaded.preprocessing, view)
     parts = predict_batches(loaded.network, dataset, how(compute, console, passing), merging.merge)
     top = min(images.top_k, len(names))
     if not processes.is_first():
@@ -129,12 +132,14 @@ def _write_nothing(rows: Sequence[Row]) -> None:
     """Where there is no file to write."""
 
 
-def _find(arguments: Sequence[Path], console: Console) -> list[str]:
-    """The image files that the arguments stand for, in their order, each once.
+def _find(arguments: Sequence[Path], console: Console) -> tuple[Folder, Sequence[str]]:
+    """The images that the arguments stand for, in their order, each once, and what they lie in.
 
     Raises:
         TlkitError: An argument names nothing, or there are no images.
     """
+    if len(arguments) == 1 and (shards := shards_at(arguments[0], is_image, console.progress)) is not None:
+        return shards, in_shards(shards).paths
     listed = _read_stdin(console) if STDIN in arguments else b""
     paths: list[str] = []
     ignored: Counter[str] = Counter()
@@ -148,7 +153,7 @@ def _find(arguments: Sequence[Path], console: Console) -> list[str]:
     once = _once(paths)
     if len(once) < len(paths):
         console.warn(f"{len(paths) - len(once)} images were named more than once, and are labelled once")
-    return once
+    return Path(), once
 
 
 def _named(arguments: Sequence[Path]) -> Path:

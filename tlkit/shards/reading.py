@@ -46,7 +46,7 @@ def shards_at(data: Path, is_image: Callable[[str], bool], progress: Progress) -
         TlkitError: Shards are missing, cannot be read, or are not those of their index; a server does not answer.
     """
     typed = config.spelled(data)
-    found = _locations(typed)
+    found = _locations(typed, is_image)
     if found is None:
         return None
     locations, index = found
@@ -67,7 +67,7 @@ def shards_at(data: Path, is_image: Callable[[str], bool], progress: Progress) -
     return Shards(place or ".", shards, table)
 
 
-def _locations(typed: str) -> tuple[list[str], str | None] | None:
+def _locations(typed: str, is_image: Callable[[str], bool]) -> tuple[list[str], str | None] | None:
     """Where the shards are, none where their index says it, and where that would be; None for other kinds of data."""
     path = typed.partition("?")[0] if is_url(typed) else typed
     if path.endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2")):
@@ -81,7 +81,7 @@ def _locations(typed: str) -> tuple[list[str], str | None] | None:
     except (OSError, ValueError):
         return _expanded(typed) if path.endswith(ENDING) and "{" in path else None
     if stat.S_ISDIR(mode):
-        return _in_folder(Path(typed))
+        return _in_folder(Path(typed), is_image)
     if path.endswith(ENDING):
         return [typed], posixpath.join(posixpath.dirname(typed), FILE)
     if path.endswith(".parquet") and read_table(Path(typed)) is not None:
@@ -99,15 +99,19 @@ def _expanded(typed: str) -> tuple[list[str], str | None]:
     return locations, common_place(locations) + FILE
 
 
-def _in_folder(folder: Path) -> tuple[list[str], str | None] | None:
-    """A folder of shards, with their index or without, and without class folders beside them."""
+def _in_folder(folder: Path, is_image: Callable[[str], bool]) -> tuple[list[str], str | None] | None:
+    """A folder of shards, with their index or without, and neither folders nor images beside them."""
     index = folder / FILE
     if index.is_file() and read_table(index) is not None:
         return [], str(index)
-    names = sorted(path.name for path in folder.glob(f"*{ENDING}") if not path.name.startswith("."))
-    if not names or any(path.is_dir() for path in folder.iterdir() if not path.name.startswith(".")):
+    try:
+        seen = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError:  # whoever looks for class folders in it says why
         return None
-    return [str(folder / name) for name in names], None
+    shards = sorted(str(path) for path in seen if path.name.endswith(ENDING))
+    if not shards or any(path.is_dir() or is_image(path.name) for path in seen):
+        return None
+    return shards, None
 
 
 def _index(location: str) -> Table | None:

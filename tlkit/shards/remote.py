@@ -217,10 +217,9 @@ def _patiently(ask: Callable[[], T], progress: Callable[[], int] = lambda: 0) ->
     while True:
         try:
             return ask()
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # each file system has errors of its own
-            if _is_full(error):
+        except Exception as raised:  # each file system has errors of its own
+            error = _cause(raised)
+            if isinstance(error, FileNotFoundError) or _is_full(error):
                 raise
             if progress() > before:
                 failed, before = 0, progress()
@@ -229,6 +228,14 @@ def _patiently(ask: Callable[[], T], progress: Callable[[], int] = lambda: 0) ->
                 times = f" ({failed} attempts)" if failed > 1 else ""
                 raise Unreachable(f"{_why(error)}{times}") from error
             time.sleep(min(2.0 ** (failed - 1) / 2, 30))
+
+
+def _cause(error: Exception) -> Exception:
+    """What went wrong: fsspec says of whatever goes wrong with a head over HTTP that there is no such file."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception):
+        return error if getattr(cause, "status", None) in (404, 410) else cause
+    return error
 
 
 def _is_full(error: Exception) -> bool:
