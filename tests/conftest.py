@@ -13,7 +13,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
+
+from .server import Server
 
 _CACHE = tempfile.TemporaryDirectory(prefix="tlkit-cache-")
 
@@ -285,3 +288,22 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setattr("socket.create_connection", refuse)
     monkeypatch.setattr("tlkit.networks.build.cached_file", lambda *_: None)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Server]:
+    """A server of ``tmp_path / "served"``."""
+    (tmp_path / "served").mkdir()
+    server = Server(tmp_path / "served")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Half a second without an answer from a server is too long; and no shard is there from another test."""
+    monkeypatch.setenv("TLKIT_TIMEOUT", "0.5s")
+    monkeypatch.setenv("TLKIT_TRIES", "3")
+    monkeypatch.setenv("TLKIT_CACHE", str(tmp_path / "cache"))
+    slept = time.sleep
+    monkeypatch.setattr("tlkit.shards.remote.time.sleep", lambda seconds: slept(seconds / 50))

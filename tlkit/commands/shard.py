@@ -20,7 +20,7 @@ from tlkit.data.loading import BadFile, refuse_bad_files
 from tlkit.data.new_images import read_images
 from tlkit.errors import TlkitError, UsageError
 from tlkit.shards.table import FILE, joined, read_table, write_table
-from tlkit.shards.writing import Entry, size_in_shard, write_shard
+from tlkit.shards.writing import Entry, size_in_shard, size_of_shard, write_shard
 
 WORKING = f"{run_folder.PART}shards"
 """What stands in the folder until all shards are there: what they are made of, and what is in those that are."""
@@ -124,7 +124,7 @@ def _planned(samples: Samples, sizes: np.ndarray, name: str, sharding: config.Sh
         begun, size, parts = 0, 0, []
         for place, row in enumerate(rows.tolist()):
             more = size_in_shard(int(sizes[row]))
-            if place > begun and (size + more > most or place - begun >= sharding.max_images):
+            if place > begun and (size_of_shard(size + more) > most or place - begun >= sharding.max_images):
                 parts.append(rows[begun:place])
                 begun, size = place, 0
             size += more

@@ -125,6 +125,8 @@ def in_shards(shards: Shards) -> Samples:
         _refuse_some(table.names, labels < 0, "no label", shards)
     if splits.any():
         _refuse_some(table.names, splits == 0, "no split", shards)
+    groups = table.groups  # an image of which no group is said stands alone
+    groups = np.where(groups == "", np.array(list(table.names)), groups) if (groups != "").any() else groups[:0]
     empty = len(shards.shards) - len(np.unique(table.names.shard))
     return Samples(
         root=shards,
@@ -132,7 +134,7 @@ def in_shards(shards: Shards) -> Samples:
         labels=labels,
         splits=np.array(SPLIT_NAMES, dtype="<U5")[splits],
         classes=classes,
-        groups=table.groups,
+        groups=groups,
         ignored=Counter({"shards without images": empty} if empty else {}),
     )
 

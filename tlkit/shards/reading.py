@@ -193,7 +193,9 @@ def _table(name: str, path: Path, is_image: Callable[[str], bool]) -> Table:
     import pyarrow
 
     try:
-        listed = list(_images(name, path, is_image))
+        listed = list(
+            {one.name: one for one in _images(name, path, is_image)}.values()
+        )  # the last of a name, as in tar
     except (OSError, tarfile.TarError) as error:
         raise TlkitError(f"cannot be read ({error})", where=path, remedy="check the file") from error
     classes = tuple(sorted({one.label for one in listed if one.label}))
@@ -220,14 +222,16 @@ def _images(shard: str, path: Path, is_image: Callable[[str], bool]) -> Iterator
     """
     images: list[tuple[str, int, int]] = []
     beside: dict[str, Any] = {}
-    sample = ""
+    sample, size = "", path.stat().st_size
     with path.open("rb") as file:
 
         def done() -> Iterator[_Listed]:
             for name, offset, length in images:
                 label = str(beside.get("label", "")) or posixpath.basename(posixpath.dirname(name))
                 split = str(beside.get("split", "")) or _split_of(shard)
-                yield _Listed(name, offset, length, label, WORDS.get(split, ""), str(beside.get("group", "")))
+                whole = offset + length <= size  # of one that is not, what stood beside it is lost as well
+                group = str(beside.get("group", ""))
+                yield _Listed(name, offset, length if whole else -1, label, WORDS.get(split, ""), group)
 
         for one in members(path):
             folder, base = posixpath.split(one.name)

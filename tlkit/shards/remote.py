@@ -33,7 +33,7 @@ FOLDER = "shards"
 
 
 class Unreachable(Exception):
-    """A file elsewhere that is not there, or does not come; the message says why, in a few words."""
+    """A file elsewhere that does not come; the message says why, in a few words."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +62,9 @@ def describe(urls: Sequence[str]) -> list[Remote]:
     Raises:
         TlkitError: Some are missing, or a server does not answer.
     """
-    found: list[Remote | None] = []
-    try:
-        found.append(_described(urls[0]))  # a server that never answers is asked for one file, not for all at once
-        with ThreadPoolExecutor(16) as pool:
-            found += pool.map(_described, urls[1:])
-    except Unreachable as error:
-        raise _not_reached(urls[0], error) from error
+    found = [_described(urls[0])]  # a server that never answers is asked for one file, not for all at once
+    with ThreadPoolExecutor(16) as pool:
+        found += pool.map(_described, urls[1:])
     missing = [url for url, one in zip(urls, found, strict=True) if one is None]
     if missing:
         what = "no such file" if len(urls) == 1 else f"{len(missing)} of {len(urls)} shards are missing"
@@ -82,15 +78,7 @@ def exists(url: str) -> bool:
     Raises:
         TlkitError: The server does not answer.
     """
-    try:
-        return _described(url) is not None
-    except Unreachable as error:
-        raise _not_reached(url, error) from error
-
-
-def _not_reached(url: str, error: Unreachable) -> TlkitError:
-    remedy = f"check the address and the connection; {TIMEOUT}=90s would wait for longer"
-    return TlkitError(str(error), where=url, remedy=remedy)
+    return _described(url) is not None
 
 
 def _described(url: str) -> Remote | None:
@@ -99,9 +87,12 @@ def _described(url: str) -> Remote | None:
         told = _patiently(lambda: system.info(path))
     except FileNotFoundError:
         return None
+    except Unreachable as error:
+        remedy = f"check the address and the connection; {TIMEOUT}=90s would wait for longer"
+        raise TlkitError(str(error), where=url, remedy=remedy) from error
     size = told.get("size")
     if size is None:
-        raise Unreachable("the server does not tell the size of the file")
+        raise TlkitError("the server does not tell the file's size", where=url, remedy="use another server")
     stamps = ("ETag", "etag", "Last-Modified", "LastModified", "mtime", "created", "Content-MD5")
     return Remote(url, int(size), " ".join(str(told[name]) for name in stamps if told.get(name)))
 
@@ -127,7 +118,8 @@ def local_copy(remote: Remote, where: object) -> Path:
                 except (Unreachable, FileNotFoundError) as error:
                     reason = "it is no longer there" if isinstance(error, FileNotFoundError) else str(error)
                     remedy = "see to it, and go on with --resume"
-                    raise InputLost(remote.url, where=where, reason=reason, remedy=remedy) from error
+                    path = remote.url.removeprefix(str(where))
+                    raise InputLost(path, where=where, reason=reason, remedy=remedy) from error
     return copy
 
 

@@ -89,6 +89,11 @@ def size_in_shard(content: int) -> int:
     return _whole_blocks(content) + BESIDE
 
 
+def size_of_shard(images: int) -> int:
+    """Bytes of a shard whose images take so many: it ends with two blocks of zeros, and is filled up to a record."""
+    return -(-(images + 2 * BLOCK) // tarfile.RECORDSIZE) * tarfile.RECORDSIZE
+
+
 def _whole_blocks(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
