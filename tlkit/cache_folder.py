@@ -6,6 +6,9 @@ import os
 import sys
 from pathlib import Path
 
+SHARDS = "shards"
+"""Folder in there for copies of shards from elsewhere, which have a budget of their own."""
+
 
 def default_folder() -> Path:
     """``TLKIT_CACHE``, or the folder where the system keeps caches."""

@@ -225,6 +225,16 @@ def test_a_run_whose_server_falls_silent(
     assert (run / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
+def test_copies_are_shown_and_cleared(tlkit: Tlkit, small: tuple[str, ...], remote: str, tmp_path: Path) -> None:
+    assert tlkit("extract-features", remote, *small, "--out", tmp_path / "f.parquet").code == 0
+    told = tlkit("cache", "--json").json
+    assert told["shards"]["copies"] == 6 and told["bytes"] == told["shards"]["bytes"] > 100_000  # with the index
+    assert "6 copies of shards, 0." in tlkit("cache").out
+    assert tlkit("cache", "--clear", "--older-than", "1h", "--json").json["shards"]["copies"] == 6
+    assert tlkit("cache", "--clear", "--json").json["removed_bytes"] == told["bytes"]
+    assert tlkit("cache", "--json").json["shards"] == {"copies": 0, "bytes": 0}
+
+
 def test_check_data(tlkit: Tlkit, shards: Path, tmp_path: Path) -> None:
     told = tlkit("check-data", shards, "--json", "--out", tmp_path / "page.html").json
     assert told["images"] == 48 and not told["corrupt"]

@@ -6,14 +6,12 @@ import multiprocessing
 import random
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
 
 from tlkit.errors import InputLost, TlkitError
-from tlkit.shards import remote
 from tlkit.shards.remote import copies, describe, local_copy
 
 SIZE = 3 * 2**20 + 17
@@ -69,7 +67,7 @@ def test_one_that_does_not(served: Any, url: str) -> None:
         f"there: {url} cannot be read any more: the server answers 503 Service Unavailable (3 attempts); "
         "see to it, and go on with --resume"
     )
-    assert copies(Path(remote.cache_folder.default_folder())) == [], "nothing half-fetched is left"
+    assert copies() == [], "nothing half-fetched is left"
 
 
 def test_one_that_never_answers(served: Any, url: str) -> None:
@@ -128,7 +126,7 @@ def test_copies_keep_to_their_budget(served: Any, content: bytes, monkeypatch: p
     for number in (0, 1, 0, 2, 0, 3, 0):
         assert local_copy(found[number], "there").read_bytes() == (content[::-1] if number % 2 else content)
         time.sleep(0.01)  # a file's time is told in steps
-        assert len(copies(remote.cache_folder.default_folder())) <= 2
+        assert len(copies()) <= 2
     assert [served.asked[f"{number}.tar"] for number in range(4)] == [1, 1, 1, 1]
 
 

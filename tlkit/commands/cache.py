@@ -1,4 +1,4 @@
-"""Show and clear what runs keep of frozen layers' outputs."""
+"""Show and clear what runs keep of frozen layers' outputs, and copies of shards from elsewhere."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tlkit import config
 from tlkit.cache_folder import default_folder
 from tlkit.commands.console import Console
 from tlkit.errors import TlkitError
+from tlkit.shards import remote
 from tlkit.training.cache import FeatureCache, Stored
 
 UNITS = (("d", 86400), ("h", 3600), ("min", 60))
@@ -22,28 +23,37 @@ def cache(action: config.CacheAction, output: config.Output, console: Console) -
     kept = FeatureCache(default_folder(), budget=0)
     summary: dict[str, Any] = {"folder": str(kept.folder)}
     if action.clear and not output.plan:
+        age = config.seconds(action.older_than) if action.older_than is not None else None
         try:
-            done = kept.clear(config.seconds(action.older_than) if action.older_than is not None else None)
+            freed = remote.remove_copies(age or 0.0)
+            done = kept.clear(age)
         except OSError as error:
             raise TlkitError(
                 f"cannot be cleared ({error.strerror})", where=kept.folder, remedy="check its rights"
             ) from error
-        console.line(f"{_megabytes(done.bytes)} removed from {kept.folder}")
+        console.line(f"{_megabytes(done.bytes + freed)} removed from {kept.folder}")
         if done.in_use:
             console.line(f"what a run is using stays (in {done.in_use} files)")
-        summary |= {"removed_bytes": done.bytes, "removed": done.removed, "in_use": done.in_use}
+        summary |= {"removed_bytes": done.bytes + freed, "removed": done.removed, "in_use": done.in_use}
     entries = kept.entries()
     rows = _rows(entries)
     if rows:
         console.table("", ["model", "what", "views", "rows", "size", "used"], rows)
-    used = kept.used()
+    copies = remote.copies()
+    shards = sum(copy.bytes for copy in copies)
+    used = kept.used() + shards
+    if copies:
+        console.line(
+            f"{len(copies)} copies of shards, {_megabytes(shards)}, used {_ago(time.time() - copies[-1].last_used)} ago"
+        )
     if not action.clear:
-        console.line(f"{_megabytes(used)} in {kept.folder}" if rows else f"nothing is kept in {kept.folder}")
+        something = rows or copies
+        console.line(f"{_megabytes(used)} in {kept.folder}" if something else f"nothing is kept in {kept.folder}")
     told = [
         {"key": one.key, "images": one.rows, "bytes": one.bytes, "last_used": one.last_used, "in_use": one.in_use}
         for one in entries
     ]
-    return summary | {"bytes": used, "entries": told}
+    return summary | {"bytes": used, "entries": told, "shards": {"copies": len(copies), "bytes": shards}}
 
 
 def _rows(entries: Sequence[Stored]) -> list[list[Any]]:

@@ -35,6 +35,8 @@ EXTRAS = {
     "offline": "public weights without a network",
     "heic": "HEIC photos",
     "onnx": "export to ONNX; predict, evaluate with it",
+    "remote": "shards from https://",
+    "s3": "shards from s3://",
     "tensorboard": "--track tensorboard",
 }
 

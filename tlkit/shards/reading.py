@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tlkit import cache_folder, config
+from tlkit import config
 from tlkit.errors import TlkitError
 from tlkit.progress import Progress
 from tlkit.shards import remote
@@ -181,7 +181,7 @@ def _one_shard(name: str, at: Path | Remote, is_image: Callable[[str], bool], wh
     if isinstance(at, Path):
         return _table(name, at, is_image)
     copy = remote.local_copy(at, where)
-    kept = cache_folder.default_folder() / remote.FOLDER / f"{copy.stem}.{FILE}"
+    kept = copy.with_name(f"{copy.stem}.{FILE}")
     table = read_table(kept) if kept.is_file() else None
     if table is None or list(table.sizes) != [name]:
         table = _table(name, copy, is_image)

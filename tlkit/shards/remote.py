@@ -29,7 +29,6 @@ READERS: dict[str, Callable[[str], Any]] = {TIMEOUT: config.seconds, TRIES: int,
 PART = 16 * 2**20
 """Bytes that are asked for at once where a file does not come as a stream."""
 EXTRAS = {"http": "remote", "https": "remote", "s3": "s3"}
-FOLDER = "shards"
 
 
 class Unreachable(Exception):
@@ -104,14 +103,14 @@ def local_copy(remote: Remote, where: object) -> Path:
         InputLost: It does not come.
         TlkitError: It is larger than the folder may become.
     """
-    folder = cache_folder.default_folder() / FOLDER
+    folder = cache_folder.default_folder() / cache_folder.SHARDS
     name = hashlib.blake2b(f"{remote.url}\n{remote.size}\n{remote.stamp}".encode(), digest_size=16).hexdigest()
     copy = folder / f"{name}.tar"
     if not _use(copy):
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder / f"{name[:2]}.lock"):
             if not _use(copy):  # nobody else has fetched it meanwhile
-                _make_room(folder, remote.size, where)
+                _make_room(remote.size, where)
                 try:
                     with run_folder.atomically(copy) as part:
                         _fetch(remote, part)
@@ -132,29 +131,57 @@ def _use(copy: Path) -> bool:
     return True
 
 
-def copies(folder: Path) -> list[Path]:
-    """The copies that a cache folder holds, the one used longest ago first."""
+@dataclass(frozen=True)
+class Copy:
+    """A copy of a shard.
+
+    Args:
+        path: The file.
+        bytes: Its size.
+        last_used: When, in seconds since 1970.
+    """
+
+    path: Path
+    bytes: int
+    last_used: float
+
+
+def copies() -> list[Copy]:
+    """All copies that are there, the one used longest ago first."""
     found = []
-    for path in (folder / FOLDER).glob("*.tar"):
+    for path in (cache_folder.default_folder() / cache_folder.SHARDS).glob("*.tar"):
         with contextlib.suppress(OSError):
-            found.append((path.stat().st_mtime, path))
-    return [path for _, path in sorted(found)]
+            status = path.stat()
+            found.append(Copy(path, status.st_size, status.st_mtime))
+    return sorted(found, key=lambda copy: copy.last_used)
 
 
-def _make_room(folder: Path, needed: int, where: object) -> None:
+def remove_copies(unused_for: float = 0.0) -> int:
+    """Remove those that nobody has used for so many seconds; returns their bytes. Whoever reads one keeps it open."""
+    freed = 0
+    for copy in copies():
+        if time.time() - copy.last_used >= unused_for:
+            with contextlib.suppress(OSError):  # Windows keeps what somebody reads
+                copy.path.unlink()
+                freed += copy.bytes
+                for index in copy.path.parent.glob(f"{copy.path.stem}.*"):
+                    index.unlink()
+    return freed
+
+
+def _make_room(needed: int, where: object) -> None:
     budget = config.size(_setting(BUDGET))
     if needed > budget:
         what = f"a shard of {needed / 1e9:.1f} GB, where copies may take {budget / 1e9:.1f} GB"
         raise TlkitError(what, where=where, remedy=f"raise {BUDGET}, or write smaller shards")
-    there = copies(folder.parent)
-    used = sum(path.stat().st_size for path in there if path.exists())
-    for path in there:
+    there = copies()
+    used = sum(copy.bytes for copy in there)
+    for copy in there:
         if used + needed <= budget:
             return
-        with contextlib.suppress(OSError):  # Windows keeps what somebody reads
-            size = path.stat().st_size
-            path.unlink()
-            used -= size
+        with contextlib.suppress(OSError):
+            copy.path.unlink()
+            used -= copy.bytes
 
 
 def _fetch(remote: Remote, part: Path) -> None:

@@ -26,6 +26,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from tlkit.cache_folder import SHARDS
+
 try:
     import fcntl
 except ImportError:  # Windows: nothing is shared between processes there, and open files cannot be removed
@@ -241,9 +243,11 @@ class FeatureCache:
                     about.parent.rmdir()
 
     def used(self) -> int:
-        """Bytes of all that is in the folder."""
+        """Bytes of all that is in the folder, but for copies of shards."""
         total = 0
-        for parent, _, names in os.walk(self.folder):
+        for parent, folders, names in os.walk(self.folder):
+            if SHARDS in folders and Path(parent) == self.folder:
+                folders.remove(SHARDS)
             for name in names:
                 with suppress(OSError):
                     total += Path(parent, name).stat().st_size
