@@ -24,9 +24,10 @@ from safetensors import safe_open
 
 from tlkit.data import feature_file, loading
 from tlkit.data.decode import decode
-from tlkit.data.feature_file import IDENTITY, ROWS, VALUES, Unfinished, working_folder
+from tlkit.data.feature_log import IDENTITY, ROWS, VALUES
 from tlkit.data.folders import read_samples
 from tlkit.data.transforms import center, normalise, resize
+from tlkit.data.unfinished_features import Unfinished, working_folder
 from tlkit.networks import frozen_pass
 from tlkit.networks.stages import stages
 from tlkit.preprocessing import Preprocessing
@@ -144,6 +145,11 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two files hold the same."""
     arrays = ("features", "path", "label", "split")
     return one["identity"] == other["identity"] and all(np.array_equal(one[name], other[name]) for name in arrays)
+
+
+def log_of(out: Path) -> Path:
+    """Where the first process keeps what it has done."""
+    return working_folder(out) / "log-0"
 
 
 def names(folder: Path) -> set[str]:
@@ -566,7 +572,7 @@ def test_half_of_a_batch_is_made_again(
 ) -> None:
     out = tmp_path / "f.npz"
     interrupted(shapes, out)
-    values, rows = working_folder(out) / VALUES, working_folder(out) / ROWS
+    values, rows = log_of(out) / VALUES, log_of(out) / ROWS
     size = values.stat().st_size
     assert size == 16 * 96 * 4
     done = 12
@@ -615,7 +621,7 @@ def started(*words: Any, program: str = SLOWLY) -> subprocess.Popen[str]:
 
 
 def wait_for_a_batch(out: Path, process: subprocess.Popen[str]) -> None:
-    rows = working_folder(out) / ROWS
+    rows = log_of(out) / ROWS
     while process.poll() is None and not (rows.is_file() and rows.stat().st_size):
         time.sleep(0.02)
 
@@ -661,7 +667,7 @@ def test_a_process_stopped_by_a_signal_goes_on(
             f"note: go on with: tlkit extract-features --resume {out}",
             f"tlkit: error: {'interrupted' if code == 130 else 'terminated'}",
         ]
-    done_before = [name for line in (working_folder(out) / ROWS).open() for name in json.loads(line)["images"]]
+    done_before = [name for line in (log_of(out) / ROWS).open() for name in json.loads(line)["images"]]
     paths = read_samples(shapes).paths
     decoded.clear()
     if workers:  # so that decoding is seen here, not in another process
@@ -703,7 +709,7 @@ def test_a_second_writer_is_refused(
     out = tmp_path / "f.npz"
     interrupted(shapes, out)
     folder, before = working_folder(out), contents(tmp_path)
-    with Unfinished(folder, json.loads((folder / IDENTITY).read_text()), []):
+    with Unfinished(folder, json.loads((log_of(out) / IDENTITY).read_text()), []):
         refused = extract(shapes, out, *IN_FOURS)
         assert refused.code == 1 and "another process is writing these features" in refused.error
         assert len(said(refused)) == 1
@@ -772,7 +778,7 @@ def test_images_that_came_or_went_since_cost_only_themselves(
 ) -> None:
     data, out = shutil.copytree(shapes, tmp_path / "data"), tmp_path / "f.npz"
     interrupted(data, out)
-    lines = (working_folder(out) / ROWS).read_text().splitlines()
+    lines = (log_of(out) / ROWS).read_text().splitlines()
     done = sum(len(json.loads(line)["images"]) for line in lines)
     change(data)
     decoded.clear()
@@ -992,7 +998,7 @@ def test_a_stop_after_the_file_is_there_leaves_nothing_in_the_end(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(feature_file.shutil, "rmtree", stop)
+        patched.setattr(shutil, "rmtree", stop)
         extract(shapes, tmp_path / "f.npz")
     assert (tmp_path / "f.npz").is_file()
     assert tlkit("extract-features", "--resume", tmp_path / "f.npz").code == 0
