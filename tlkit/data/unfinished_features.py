@@ -134,8 +134,8 @@ class Unfinished:
 
     def _logs(self) -> dict[int, Log]:
         """All logs, by the numbers of their processes."""
-        numbers = sorted(int(path.name.removeprefix(LOG)) for path in self.folder.glob(f"{LOG}*"))
-        return {number: Log(self.folder / f"{LOG}{number}") for number in numbers}
+        found = [path.name.removeprefix(LOG) for path in self.folder.glob(f"{LOG}*")]
+        return {number: self._log_of(number) for number in sorted(int(name) for name in found if name.isdecimal())}
 
     def _read(self) -> None:
         """Find the rows of what the logs hold."""
