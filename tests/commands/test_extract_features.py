@@ -529,6 +529,38 @@ def test_a_finished_file_says_so_and_stays_as_it_is(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_another_process_had_done_is_gone_on_with(
+    tlkit: Tlkit, extract: Tlkit, interrupted: Tlkit, shapes: Path, tmp_path: Path, decoded: list[str], ending: str
+) -> None:
+    """Its log is beside the first one's; the file takes rows from both."""
+    whole, out = tmp_path / f"whole.{ending}", tmp_path / f"f.{ending}"
+    assert extract(shapes, whole, *IN_FOURS).code == 0
+    interrupted(shapes, out)
+    log_of(out).rename(working_folder(out) / "log-3")
+    interrupted(shapes, out, after=5)
+    assert names(working_folder(out)) == {"log-0", "log-3", "recipe.yaml"}
+    decoded.clear()
+    done = tlkit("extract-features", "--resume", out, "--json")
+    assert done.json["images"] == 36 and "going on: 20 of 36 images are done" in done.err
+    assert decoded == list(read_samples(shapes).paths[20:])
+    assert out.read_bytes() == whole.read_bytes()
+    assert names(tmp_path) == {whole.name, out.name}
+
+
+def test_a_folder_of_parts_is_finished_and_stays_as_it_is(
+    tlkit: Tlkit, extract: Tlkit, shapes: Path, tmp_path: Path, contents: Contents
+) -> None:
+    (out := tmp_path / "f.parquet").mkdir()
+    (out / "part-00000-of-00002.parquet").touch()
+    (working_folder(out) / "log-1").mkdir(parents=True)  # left by a stop in the last moment
+    done = tlkit("extract-features", "--resume", out)
+    assert done.code == 0 and f"{out} is finished" in done.out
+    refused = extract(shapes, out)
+    assert refused.code == 1 and refused.error.startswith(f"{out}: exists already, and is never overwritten")
+    assert names(tmp_path) == {out.name} and names(out) == {"part-00000-of-00002.parquet"}
+
+
 def test_it_goes_on_from_another_folder(
     tlkit: Tlkit, interrupted: Tlkit, extract: Tlkit, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
