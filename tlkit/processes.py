@@ -3,7 +3,7 @@
 All of them run the same code. What is written, printed and decided by a clock is the first one's alone (`on_first`,
 `is_first`); what each finds out for itself is told to the others (`each`); in between they never wait for each other. A
 function here is called by all of them, in the same order: one that did not take part would keep the others waiting.
-`refuse_lost` alone may be called at any time.
+`notice_lost` alone may be called at any time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Joined:
     group: Any = None
     store: Any = None
     asked: float = 0.0
-    """When `refuse_lost` last looked."""
+    """When `notice_lost` last looked."""
 
 
 _joined = _Joined()
@@ -247,7 +247,7 @@ def _told(error: RuntimeError) -> BaseException:
     return PeerLost() if is_lost(error) else error
 
 
-def refuse_lost() -> None:
+def notice_lost() -> None:
     """Raise where another process has said its last words: for one that works for long without waiting for others.
 
     Raises:

@@ -200,7 +200,7 @@ def _extract(
             # the mean over views, as it is usual for pooled features; maps come of a single view
             means = values.mean(1).numpy() if len(found) else np.empty(0, np.float32)
             unfinished.add(rows[found.numpy()], means, {int(rows[row]): file for row, file in bad})
-            processes.refuse_lost()
+            processes.notice_lost()
         seconds = time.monotonic() - began - passed.preparing_seconds
         unread = [unfinished.bad[row] for row in unfinished.missing(first, last).tolist()]
         shares = processes.gathered(_Share(len(rows), seconds, passed.compile_seconds, unread))
