@@ -3,6 +3,7 @@
 All of them run the same code. What is written, printed and decided by a clock is the first one's alone (`on_first`,
 `is_first`); what each finds out for itself is told to the others (`each`); in between they never wait for each other. A
 function here is called by all of them, in the same order: one that did not take part would keep the others waiting.
+`notice_lost` alone may be called at any time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ PATIENCE = datetime.timedelta(days=1)
 """How long the others wait for one that works alone. One that has died is noticed at once."""
 LAST_WORDS = 5.0
 """Seconds that are waited for what another process has to say, once one of them is lost."""
+BETWEEN_LOOKS = 1.0
+"""Seconds between looks for what others have said."""
 
 
 @dataclass
@@ -34,6 +37,8 @@ class _Joined:
 
     group: Any = None
     store: Any = None
+    asked: float = 0.0
+    """When `notice_lost` last looked."""
 
 
 _joined = _Joined()
@@ -242,6 +247,23 @@ def _told(error: RuntimeError) -> BaseException:
     return PeerLost() if is_lost(error) else error
 
 
+def notice_lost() -> None:
+    """Raise where another process has said its last words: for one that works for long without waiting for others.
+
+    Raises:
+        PeerLost: It has; or the first one has ended, and the store with it.
+    """
+    if _joined.store is None or time.monotonic() - _joined.asked < BETWEEN_LOOKS:
+        return
+    _joined.asked = time.monotonic()
+    try:
+        failed = _joined.store.check(["tlkit/failed"])
+    except RuntimeError as error:
+        raise PeerLost from error
+    if failed:
+        raise PeerLost
+
+
 def last_words(error: TlkitError) -> TlkitError | None:
     """Which error this process is to print as the job ends; None where another one tells what happened.
 
@@ -259,6 +281,7 @@ def last_words(error: TlkitError) -> TlkitError | None:
     if is_first() or not lost:
         with contextlib.suppress(Exception):  # the store may be gone with the process that held it
             _joined.store.set(f"tlkit/failed/{rank()}", str(error))
+            _joined.store.set("tlkit/failed", "")
     leave()
     if is_first():
         return error

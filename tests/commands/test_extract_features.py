@@ -24,9 +24,10 @@ from safetensors import safe_open
 
 from tlkit.data import feature_file, loading
 from tlkit.data.decode import decode
-from tlkit.data.feature_file import IDENTITY, ROWS, VALUES, Unfinished, working_folder
+from tlkit.data.feature_log import IDENTITY, ROWS, VALUES
 from tlkit.data.folders import read_samples
 from tlkit.data.transforms import center, normalise, resize
+from tlkit.data.unfinished_features import Unfinished, working_folder
 from tlkit.networks import frozen_pass
 from tlkit.networks.stages import stages
 from tlkit.preprocessing import Preprocessing
@@ -144,6 +145,11 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two files hold the same."""
     arrays = ("features", "path", "label", "split")
     return one["identity"] == other["identity"] and all(np.array_equal(one[name], other[name]) for name in arrays)
+
+
+def log_of(out: Path) -> Path:
+    """Where the first process keeps what it has done."""
+    return working_folder(out) / "log-0"
 
 
 def names(folder: Path) -> set[str]:
@@ -523,6 +529,38 @@ def test_a_finished_file_says_so_and_stays_as_it_is(
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_another_process_had_done_is_gone_on_with(
+    tlkit: Tlkit, extract: Tlkit, interrupted: Tlkit, shapes: Path, tmp_path: Path, decoded: list[str], ending: str
+) -> None:
+    """Its log is beside the first one's; the file takes rows from both."""
+    whole, out = tmp_path / f"whole.{ending}", tmp_path / f"f.{ending}"
+    assert extract(shapes, whole, *IN_FOURS).code == 0
+    interrupted(shapes, out)
+    log_of(out).rename(working_folder(out) / "log-3")
+    interrupted(shapes, out, after=5)
+    assert names(working_folder(out)) == {"log-0", "log-3", "recipe.yaml"}
+    decoded.clear()
+    done = tlkit("extract-features", "--resume", out, "--json")
+    assert done.json["images"] == 36 and "going on: 20 of 36 images are done" in done.err
+    assert decoded == list(read_samples(shapes).paths[20:])
+    assert out.read_bytes() == whole.read_bytes()
+    assert names(tmp_path) == {whole.name, out.name}
+
+
+def test_a_folder_of_parts_is_finished_and_stays_as_it_is(
+    tlkit: Tlkit, extract: Tlkit, shapes: Path, tmp_path: Path, contents: Contents
+) -> None:
+    (out := tmp_path / "f.parquet").mkdir()
+    (out / "part-00000-of-00002.parquet").touch()
+    (working_folder(out) / "log-1").mkdir(parents=True)  # left by a stop in the last moment
+    done = tlkit("extract-features", "--resume", out)
+    assert done.code == 0 and f"{out} is finished" in done.out
+    refused = extract(shapes, out)
+    assert refused.code == 1 and refused.error.startswith(f"{out}: exists already, and is never overwritten")
+    assert names(tmp_path) == {out.name} and names(out) == {"part-00000-of-00002.parquet"}
+
+
 def test_it_goes_on_from_another_folder(
     tlkit: Tlkit, interrupted: Tlkit, extract: Tlkit, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -566,7 +604,7 @@ def test_half_of_a_batch_is_made_again(
 ) -> None:
     out = tmp_path / "f.npz"
     interrupted(shapes, out)
-    values, rows = working_folder(out) / VALUES, working_folder(out) / ROWS
+    values, rows = log_of(out) / VALUES, log_of(out) / ROWS
     size = values.stat().st_size
     assert size == 16 * 96 * 4
     done = 12
@@ -615,7 +653,7 @@ def started(*words: Any, program: str = SLOWLY) -> subprocess.Popen[str]:
 
 
 def wait_for_a_batch(out: Path, process: subprocess.Popen[str]) -> None:
-    rows = working_folder(out) / ROWS
+    rows = log_of(out) / ROWS
     while process.poll() is None and not (rows.is_file() and rows.stat().st_size):
         time.sleep(0.02)
 
@@ -661,7 +699,7 @@ def test_a_process_stopped_by_a_signal_goes_on(
             f"note: go on with: tlkit extract-features --resume {out}",
             f"tlkit: error: {'interrupted' if code == 130 else 'terminated'}",
         ]
-    done_before = [name for line in (working_folder(out) / ROWS).open() for name in json.loads(line)["images"]]
+    done_before = [name for line in (log_of(out) / ROWS).open() for name in json.loads(line)["images"]]
     paths = read_samples(shapes).paths
     decoded.clear()
     if workers:  # so that decoding is seen here, not in another process
@@ -703,7 +741,7 @@ def test_a_second_writer_is_refused(
     out = tmp_path / "f.npz"
     interrupted(shapes, out)
     folder, before = working_folder(out), contents(tmp_path)
-    with Unfinished(folder, json.loads((folder / IDENTITY).read_text()), []):
+    with Unfinished(folder, json.loads((log_of(out) / IDENTITY).read_text()), []):
         refused = extract(shapes, out, *IN_FOURS)
         assert refused.code == 1 and "another process is writing these features" in refused.error
         assert len(said(refused)) == 1
@@ -772,7 +810,7 @@ def test_images_that_came_or_went_since_cost_only_themselves(
 ) -> None:
     data, out = shutil.copytree(shapes, tmp_path / "data"), tmp_path / "f.npz"
     interrupted(data, out)
-    lines = (working_folder(out) / ROWS).read_text().splitlines()
+    lines = (log_of(out) / ROWS).read_text().splitlines()
     done = sum(len(json.loads(line)["images"]) for line in lines)
     change(data)
     decoded.clear()
@@ -992,7 +1030,7 @@ def test_a_stop_after_the_file_is_there_leaves_nothing_in_the_end(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(feature_file.shutil, "rmtree", stop)
+        patched.setattr(shutil, "rmtree", stop)
         extract(shapes, tmp_path / "f.npz")
     assert (tmp_path / "f.npz").is_file()
     assert tlkit("extract-features", "--resume", tmp_path / "f.npz").code == 0

@@ -16,17 +16,10 @@ import pytest
 from safetensors import safe_open
 
 from tlkit.data import feature_file
-from tlkit.data.feature_file import (
-    IDENTITY,
-    ROWS,
-    VALUES,
-    WRITERS,
-    Columns,
-    Unfinished,
-    refuse_unwritable,
-    working_folder,
-)
+from tlkit.data.feature_file import WRITERS, Columns, Picked, refuse_unwritable
+from tlkit.data.feature_log import IDENTITY, ROWS, VALUES
 from tlkit.data.loading import BadFile
+from tlkit.data.unfinished_features import LOG, Unfinished, working_folder
 from tlkit.errors import TlkitError
 
 WHO = {"model": "some", "preprocessing": {"size": 64, "mean": [0.1, 0.2]}, "stage": "pooled"}
@@ -93,6 +86,11 @@ PATHS = [f"{row:03}.png" for row in range(5000)]
 def left(unfinished: Unfinished, count: int) -> list[int]:
     """Which of the first images have no features yet."""
     return [row for row in unfinished.missing().tolist() if row < count]
+
+
+def there(unfinished: Unfinished) -> list[int]:
+    """Which of the first ten images have features."""
+    return sorted(set(range(10)) - set(left(unfinished, 10)))
 
 
 def again(folder: Path) -> Unfinished:
@@ -192,6 +190,19 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
+def test_many_rows(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, too, are written in parts: as they would be at once."""
+    whole, parts = tmp_path / f"whole.{ending}", tmp_path / f"parts.{ending}"
+    beside = Columns([f"ü\udcff {row % 7}.png" for row in range(50)], ['lab"el'] * 50, [""] * 50)
+    for out in (whole, parts):
+        with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
+            unfinished.add(range(50), made(list(range(50))), {})
+            unfinished.write(out, beside)
+        monkeypatch.setattr(feature_file, "AT_ONCE", 7)
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
 def test_a_file_that_cannot_be_written_whole_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, contents: Callable[[Path], dict[str, Any]]
 ) -> None:
@@ -220,7 +231,7 @@ def test_a_file_that_cannot_be_written_whole_costs_nothing(
 
 def test_all_of_it_is_there_again(begun: Path) -> None:
     unfinished = again(begun)
-    assert unfinished.rows == [0, 1, 2, 3, 4, 6, 7, 8] and unfinished.shape == (3,)
+    assert there(unfinished) == [0, 1, 2, 3, 4, 6, 7, 8] and unfinished.shape == (3,) and unfinished.count == 8
     assert unfinished.bad == {5: BadFile("005.png", "the file is empty")}
     assert left(unfinished, 10) == [5, 9]
 
@@ -230,7 +241,7 @@ def test_nothing_read_yet_but_bad_files(out: Path) -> None:
     with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
         unfinished.add([], np.empty(0, np.float32), {0: BadFile("byte\udcff\n.png", "empty")})
     with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
-        assert (unfinished.rows, unfinished.shape) == ([], ())
+        assert (unfinished.count, unfinished.shape) == (0, ())
         assert unfinished.bad == {0: BadFile("byte\udcff\n.png", "empty")}
         unfinished.add([0, 1], made([0, 1]), {})
         unfinished.write(out, named(2))
@@ -240,22 +251,23 @@ def test_nothing_read_yet_but_bad_files(out: Path) -> None:
 @pytest.mark.parametrize("file", [VALUES, ROWS])
 def test_a_stop_at_any_byte_leaves_whole_batches(begun: Path, out: Path, file: str) -> None:
     """Cut anywhere: what is left is a beginning of the batches, and goes on to the same file."""
-    kept = {name: (begun / name).read_bytes() for name in (VALUES, ROWS, IDENTITY)}
+    log = begun / f"{LOG}0"
+    kept = {name: (log / name).read_bytes() for name in (VALUES, ROWS, IDENTITY)}
     beginnings = [[], [0, 1, 2, 3], [0, 1, 2, 3, 4, 6, 7], [0, 1, 2, 3, 4, 6, 7, 8]]
     found = set()
     for size in range(len(kept[file])):
         for name, data in kept.items():
-            (begun / name).write_bytes(data[:size] if name == file else data)
+            (log / name).write_bytes(data[:size] if name == file else data)
         unfinished = again(begun)
         only_the_line_end_lacks = file == ROWS and size == len(kept[ROWS]) - 1
-        assert unfinished.rows in beginnings[: 4 if only_the_line_end_lacks else 3], f"{size} bytes"
-        assert (begun / VALUES).stat().st_size == 12 * len(unfinished.rows)
-        found.add(len(unfinished.rows))
+        assert there(unfinished) in beginnings[: 4 if only_the_line_end_lacks else 3], f"{size} bytes"
+        assert (log / VALUES).stat().st_size == 12 * unfinished.count
+        found.add(unfinished.count)
     assert found >= {0, 4, 7}
     for size in (0, 1, len(kept[file]) // 2, len(kept[file]) - 2, len(kept[file]) - 1):
-        begun.mkdir(exist_ok=True)
+        log.mkdir(parents=True, exist_ok=True)
         for name, data in kept.items():
-            (begun / name).write_bytes(data[:size] if name == file else data)
+            (log / name).write_bytes(data[:size] if name == file else data)
         with Unfinished(begun, WHO, PATHS) as unfinished:
             rows = left(unfinished, 10)
             unfinished.add(rows, made(rows), {})
@@ -270,10 +282,10 @@ def test_a_stop_at_any_byte_leaves_whole_batches(begun: Path, out: Path, file: s
 @pytest.mark.parametrize("tail", [b"\0" * 50, b"\xff\xfe{", b"\n\n"], ids=["zeros", "no text", "empty lines"])
 def test_what_stands_after_the_last_batch_is_cut_off(begun: Path, out: Path, file: str, tail: bytes) -> None:
     """What a file system may leave after a power failure."""
-    with (begun / file).open("ab") as handle:
+    with (begun / f"{LOG}0" / file).open("ab") as handle:
         handle.write(tail)
     with Unfinished(begun, WHO, PATHS) as unfinished:
-        assert unfinished.rows == [0, 1, 2, 3, 4, 6, 7, 8]
+        assert there(unfinished) == [0, 1, 2, 3, 4, 6, 7, 8]
         unfinished.add([9, 5], made([9, 5]), {})
     with Unfinished(begun, WHO, PATHS) as unfinished:
         assert not len(left(unfinished, 10))
@@ -283,12 +295,128 @@ def test_what_stands_after_the_last_batch_is_cut_off(begun: Path, out: Path, fil
 
 @pytest.mark.parametrize("lost", [VALUES, ROWS])
 def test_a_lost_file_is_as_if_nothing_had_been_done(begun: Path, out: Path, lost: str) -> None:
-    (begun / lost).unlink()
+    (begun / f"{LOG}0" / lost).unlink()
     with Unfinished(begun, WHO, PATHS) as unfinished:
         assert left(unfinished, 10) == list(range(10))
         unfinished.add(list(range(10)), made(list(range(10))), {})
         unfinished.write(out, named(10))
     assert np.array_equal(read(out)[0], made(list(range(10))))
+
+
+def test_a_line_that_lacks_its_end_is_ended(begun: Path, out: Path) -> None:
+    """Else the next line, of a whole batch, would be a part of it, and both be lost in one more stop."""
+    rows = begun / f"{LOG}0" / ROWS
+    os.truncate(rows, rows.stat().st_size - 1)
+    with Unfinished(begun, WHO, PATHS) as unfinished:
+        unfinished.add([9, 5], made([9, 5]), {})
+    assert there(again(begun)) == list(range(10))
+
+
+def test_images_that_are_listed_several_times(out: Path) -> None:
+    """Each time counts, in the order of the list; one that is gone takes no place."""
+    with Unfinished(working_folder(out), WHO, ["a", "b", "a", "c", "a"]) as unfinished:
+        unfinished.add([0, 1, 2], made([0, 1, 2]), {})
+    with Unfinished(working_folder(out), WHO, ["a", "c", "a", "a"]) as unfinished:
+        assert unfinished.missing().tolist() == [1, 3]
+        unfinished.add([1, 3], made([11, 13]), {})
+        unfinished.write(out, Columns(["a", "c", "a", "a"], [""] * 4, [""] * 4))
+    assert np.array_equal(read(out)[0], made([0, 11, 2, 13]))
+
+
+# Several logs
+
+
+def of(number: int, several: int, folder: Path) -> Unfinished:
+    """As one of several processes has it, but for what they tell each other."""
+    return Unfinished(folder, WHO, PATHS, number, several)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_what_several_processes_have_done_is_one(tmp_path: Path, ending: str) -> None:
+    """In a stretch of the file there may be rows of all of them."""
+    out = tmp_path / f"f.{ending}"
+    with of(0, 3, working_folder(out)) as unfinished:
+        unfinished.add([3, 0], made([3, 0]), {7: BadFile("007.png", "empty")})
+    with of(2, 3, working_folder(out)) as unfinished:
+        assert left(unfinished, 5) == [1, 2, 4]
+        unfinished.add([4], made([4]), {})
+        unfinished.add([1, 8], made([1, 8]), {})
+    with of(1, 2, working_folder(out)) as unfinished:
+        assert left(unfinished, 9) == [2, 5, 6, 7] and unfinished.bad == {7: BadFile("007.png", "empty")}
+        unfinished.add([6, 5], made([6, 5]), {})
+    assert sorted(path.name for path in working_folder(out).iterdir()) == [f"{LOG}{number}" for number in range(3)]
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
+        assert unfinished.missing(2, 8).tolist() == [2, 7] and unfinished.count == 7
+        unfinished.add([2, 7], made([2, 7]), {})
+        unfinished.write(out, named(9))
+    features, path, *_ = read(out)
+    assert np.array_equal(features, made(list(range(9)))) and path == list(named(9).path)
+    assert [left.name for left in tmp_path.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("file", [VALUES, ROWS])
+def test_the_torn_log_of_a_process_there_is_no_more(out: Path, file: str) -> None:
+    with of(1, 2, working_folder(out)) as unfinished:
+        unfinished.add([1, 2], made([1, 2]), {})
+        unfinished.add([3], made([3]), {})
+    log = working_folder(out) / f"{LOG}1"
+    os.truncate(log / file, (log / file).stat().st_size - 2)
+    with Unfinished(working_folder(out), WHO, PATHS) as unfinished:
+        assert left(unfinished, 4) == [0, 3]
+        assert (log / VALUES).stat().st_size == 24
+        unfinished.add([3, 0], made([3, 0]), {})
+        unfinished.write(out, named(4))
+    assert np.array_equal(read(out)[0], made(list(range(4))))
+
+
+def test_logs_of_another_identity(out: Path, contents: Callable[[Path], Any]) -> None:
+    """Also that of a process there is no more."""
+    with of(1, 2, working_folder(out)) as unfinished:
+        unfinished.add([1], made([1]), {})
+    before = contents(working_folder(out))
+    for number, several in ((0, 1), (1, 2)):
+        with (
+            pytest.raises(TlkitError, match="features begun with another model: some, not another"),
+            Unfinished(working_folder(out), WHO | {"model": "another"}, PATHS, number, several),
+        ):
+            pass
+        assert contents(working_folder(out)) == before
+
+
+@unix
+def test_the_log_of_a_process_that_has_outlived_its_job(out: Path, contents: Callable[[Path], Any]) -> None:
+    with of(1, 2, working_folder(out)) as unfinished:
+        unfinished.add([1], made([1]), {})
+        before = contents(working_folder(out))
+        with pytest.raises(TlkitError, match="another process is writing these features"), again(working_folder(out)):
+            pass
+        assert contents(working_folder(out)) == before
+
+
+def test_a_mistake_before_any_work_leaves_nothing(out: Path) -> None:
+    for worked in ((), (1,), (0, 1)):
+        for number in (1, 0):
+            with pytest.raises(KeyboardInterrupt), of(number, 2, working_folder(out)) as unfinished:
+                if number in worked:
+                    unfinished.add([number], made([number]), {})
+                raise KeyboardInterrupt
+        assert working_folder(out).exists() == bool(worked)
+    assert left(again(working_folder(out)), 2) == []
+
+
+def test_features_that_are_not_there_any_more(begun: Path, out: Path) -> None:
+    """As where a network's file system has not brought them yet."""
+    with Unfinished(begun, WHO, PATHS) as unfinished:
+        os.truncate(begun / f"{LOG}0" / VALUES, 40)
+        with pytest.raises(TlkitError, match=r"features.f32: lacks features that another process has written") as told:
+            unfinished.write(out, named(10))
+    assert "give --out on a disk that all share" in str(told.value) and not out.exists()
+
+
+def test_texts_are_picked_without_a_list() -> None:
+    picked = Picked("abcd", np.array([3, 0, 0, 2]))
+    assert (list(picked), len(picked), picked[1], picked[-1]) == (["d", "a", "a", "c"], 4, "a", "c")
+    assert list(picked[1:3]) == ["a", "a"] and list(Picked(picked, np.array([3, 0]))) == ["c", "d"]
 
 
 # What is refused
@@ -361,7 +489,7 @@ def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_features_whose_identity_is_lost_are_not_used(begun: Path, out: Path) -> None:
     """Nobody knows what they are of: as where a kill interrupts the removal of the folder."""
-    (begun / IDENTITY).unlink()
+    (begun / f"{LOG}0" / IDENTITY).unlink()
     with Unfinished(begun, WHO | {"model": "another"}, PATHS) as unfinished:
         rows = left(unfinished, 10)
         unfinished.add(rows, -made(rows), {})

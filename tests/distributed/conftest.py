@@ -51,6 +51,18 @@ def ended(started: Sequence[subprocess.Popen[str]]) -> list[subprocess.Completed
 
 
 @pytest.fixture(scope="session")
+def several() -> Callable[..., list[subprocess.Popen[str]]]:
+    """``several(3, "-m", "tlkit", ...)`` starts three processes."""
+    return start
+
+
+@pytest.fixture(scope="session")
+def printed() -> Callable[..., list[subprocess.CompletedProcess[str]]]:
+    """``printed(several(...))``: how they ended, and what they have printed."""
+    return ended
+
+
+@pytest.fixture(scope="session")
 def together() -> Callable[..., list[subprocess.CompletedProcess[str]]]:
     """``together("-m", "tlkit", ...)`` in two processes."""
     return lambda *arguments, folders=(): ended(start(SEVERAL, *arguments, folders=folders))

@@ -230,6 +230,8 @@ def extract_features(
     """Write what a frozen network makes of images to a Parquet, npz or safetensors file (--out FILE).
 
     Each image with its path, label and split. The same command, or --resume FILE, goes on with what was stopped.
+
+    Several processes make a folder of a Parquet file, one part each.
     """
     _start("extract-features", locals())
 

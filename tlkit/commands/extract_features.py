@@ -1,4 +1,4 @@
-"""Write what a frozen network makes of images into a file."""
+"""Write what a frozen network makes of images into a file, or into one part a process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
 from tlkit.commands.reading import same_for_all, same_network
-from tlkit.data.feature_file import Columns, Unfinished, refuse_unwritable, working_folder
+from tlkit.data.feature_file import Columns, Picked, refuse_unwritable
 from tlkit.data.folders import Samples
-from tlkit.data.loading import ViewDataset, refuse_bad_files
+from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files
 from tlkit.data.new_images import read_images
+from tlkit.data.unfinished_features import Unfinished, working_folder
 from tlkit.errors import TlkitError, UsageError, did_you_mean
 from tlkit.evaluation.views import remark, views_named
 from tlkit.networks.build import Loaded, build
@@ -78,7 +80,8 @@ def extract_features(
         console.line(f"{len(samples)} images, {loaded.title}, weights: {loaded.weights}, {features.stage}, {views.tta}")
         return {"model": loaded.name, "weights": loaded.weights, "plan": {"images": len(samples)}}
     passes = how(compute, console, passing)
-    identity = _identity(loaded, samples, features.stage, views.tta, passes)
+    # the first one's for all: machines may call the folder of images otherwise
+    identity = processes.on_first(lambda: _identity(loaded, samples, features.stage, views.tta, passes))
     recipe = config.effective_recipe("extract-features", groups)
     return _extract(loaded, samples, wanted, identity, out, features.on_error, recipe, passes, console)
 
@@ -129,24 +132,45 @@ def _identity(loaded: Loaded, samples: Samples, stage: str, tta: str, how: How) 
 
 @contextmanager
 def _gone_on_with(out: Path, unfinished: Unfinished, console: Console) -> Iterator[None]:
-    """What is stopped can be gone on with, and the person is told how; a mistake before any work leaves nothing."""
+    """What is stopped can be gone on with, and the person is told how."""
     try:
         yield
     except BaseException as error:
-        if not (unfinished.rows or unfinished.bad):
-            shutil.rmtree(unfinished.folder, ignore_errors=True)
-        elif not isinstance(error, TlkitError):
+        told = isinstance(error, TlkitError) and not isinstance(error, processes.PeerLost)
+        if not told and unfinished.begun:
             console.warn(f"go on with: tlkit extract-features --resume {out}")
         raise
+
+
+def _share(images: int, size: int) -> tuple[int, int]:
+    """Where this process's images begin and end: whole batches, as a single process would make them."""
+    firsts = processes.share(range(0, images, size))
+    return (firsts[0], min(firsts[-1] + size, images)) if firsts else (0, 0)
+
+
+def _columns(samples: Samples) -> Columns:
+    splits, numbers = np.unique(samples.splits, return_inverse=True)
+    return Columns(samples.paths, Picked(samples.classes, samples.labels), Picked(splits.tolist(), numbers))
 
 
 def _passed(
     loaded: Loaded, samples: Samples, rows: np.ndarray, wanted: Compute, identity: dict[str, Any], how: How
 ) -> FrozenPass:
-    """The pass of some rows of the samples."""
-    part = samples.take(rows)
-    dataset = ViewDataset(part.root, part.paths, loaded.preprocessing, views_named(identity["tta"]))
-    return FrozenPass(loaded.network, dataset, wanted, how, label="features", whole=len(samples))
+    """The pass of some rows of the samples, which are this process's own."""
+    dataset = ViewDataset(samples.root, Picked(samples.paths, rows), loaded.preprocessing, views_named(identity["tta"]))
+    several = processes.count()
+    label = "features" if several == 1 else f"features, process {processes.rank()} of {several}"
+    return FrozenPass(loaded.network, dataset, wanted, how, label=label, whole=len(samples), spread=False)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one process has done: images, seconds for them, seconds of compiling, what could not be read."""
+
+    images: int
+    seconds: float
+    compile_seconds: float
+    unread: list[BadFile]
 
 
 def _extract(
@@ -161,37 +185,35 @@ def _extract(
     console: Console,
 ) -> dict[str, Any]:
     began = time.monotonic()
-    if not processes.is_first():  # the first one writes what comes of it
-        for _ in _passed(loaded, samples, processes.on_first(lambda: np.empty(0)), wanted, identity, how):
-            pass
-        return {}
     with (
         Unfinished(working_folder(out), identity, samples.paths) as unfinished,
         _gone_on_with(out, unfinished, console),
     ):
-        if not (unfinished.folder / run_folder.RECIPE).is_file():
+        if processes.is_first() and not (unfinished.folder / run_folder.RECIPE).is_file():
             run_folder.write_recipe(unfinished.folder, recipe)
-        rows = processes.on_first(unfinished.missing)
-        if len(rows) < len(samples):
-            console.say(f"going on: {len(samples) - len(rows)} of {len(samples)} images are done")
+        if unfinished.count:
+            console.say(f"going on: {unfinished.count} of {len(samples)} images are done")
+        first, last = _share(len(samples), how.size)
+        rows = unfinished.missing(first, last)
         passed = _passed(loaded, samples, rows, wanted, identity, how)
         for found, values, bad in passed:
             # the mean over views, as it is usual for pooled features; maps come of a single view
             means = values.mean(1).numpy() if len(found) else np.empty(0, np.float32)
-            unread = {int(rows[row]): file for row, file in bad}
-            unfinished.add([int(row) for row in rows[found.numpy()]], means, unread)
+            unfinished.add(rows[found.numpy()], means, {int(rows[row]): file for row, file in bad})
+            processes.notice_lost()
         seconds = time.monotonic() - began - passed.preparing_seconds
-        left_out = [unfinished.bad[row] for row in unfinished.missing().tolist()]
+        unread = [unfinished.bad[row] for row in unfinished.missing(first, last).tolist()]
+        shares = processes.gathered(_Share(len(rows), seconds, passed.compile_seconds, unread))
+        left_out = [file for share in shares for file in share.unread]
         refuse_bad_files(left_out, len(samples), samples.root, on_error)
         report_skipped(console, left_out)
-        names = [samples.classes[label] for label in samples.labels]
-        run_folder.refuse_existing(out)  # it may have come while this worked
-        unfinished.write(out, Columns(samples.paths, names, samples.splits.tolist()))
-    shape, images = unfinished.shape, sum(row >= 0 for row in unfinished.rows)
-    rate = len(rows) / max(seconds, 1e-9)
+        unfinished.write(out, _columns(samples), first, last)
+    shape, images = unfinished.shape, len(samples) - len(left_out)
+    rate = sum(share.images for share in shares) / max(1e-9, *(share.seconds for share in shares))
+    compile_seconds = max(share.compile_seconds for share in shares)
     size = " x ".join(map(str, shape))
     console.line(f"{images} images, {size} numbers each ({loaded.title}, {identity['stage']}): {out}")
-    compiling = f", after {passed.compile_seconds:.0f} s of compiling" if passed.compile_seconds else ""
+    compiling = f", after {compile_seconds:.0f} s of compiling" if compile_seconds else ""
     console.line(f"{rate:.0f} images/s{compiling}")
     return {
         "model": loaded.name,
@@ -203,6 +225,6 @@ def _extract(
         "shape": list(shape),
         "out": str(out),
         "images_per_second": round(rate, 2),
-        "compile_seconds": round(passed.compile_seconds, 3),
+        "compile_seconds": round(compile_seconds, 3),
         "skipped_files": skipped(left_out),
     }

@@ -70,6 +70,7 @@ class FrozenPass:
         label: What the progress calls it.
         plain: Keep to the network itself: ``compute`` looks inside.
         whole: Images of the whole work where ``dataset`` is what is left of it: the form is chosen for these.
+        spread: Share the dataset among several processes; otherwise it is this process's own, which asks no other.
     """
 
     def __init__(
@@ -82,9 +83,11 @@ class FrozenPass:
         label: str = "images",
         plain: bool = False,
         whole: int | None = None,
+        spread: bool = True,
     ) -> None:
         self.network, self.dataset, self.compute, self.how, self.label = network, dataset, compute, how, label
         self.whole = len(dataset) if whole is None else whole
+        self.spread = spread and processes.count() > 1
         self.form: Form | None = Form("plain", lambda images: compute(network, images)) if plain else None
 
         self.preparing_seconds = 0.0
@@ -101,7 +104,7 @@ class FrozenPass:
     def __iter__(self) -> Iterator[Passed]:
         done = 0
         self.how.progress(self.label, done, len(self.dataset))
-        with closing(self._spread() if processes.count() > 1 else self._own(self.dataset)) as passed:
+        with closing(self._spread() if self.spread else self._own(self.dataset)) as passed:
             for rows, results, bad in passed:
                 done += len(rows) + len(bad)
                 self.how.progress(self.label, done, len(self.dataset))
