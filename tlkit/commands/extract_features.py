@@ -24,7 +24,7 @@ from tlkit.data.folders import Samples
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files
 from tlkit.data.new_images import read_images
 from tlkit.data.unfinished_features import Unfinished, working_folder
-from tlkit.errors import TlkitError, UsageError, did_you_mean
+from tlkit.errors import InputLost, TlkitError, UsageError, did_you_mean
 from tlkit.evaluation.views import remark, views_named
 from tlkit.networks.build import Loaded, build
 from tlkit.networks.forward import features_of
@@ -136,7 +136,7 @@ def _gone_on_with(out: Path, unfinished: Unfinished, console: Console) -> Iterat
     try:
         yield
     except BaseException as error:
-        told = isinstance(error, TlkitError) and not isinstance(error, processes.PeerLost)
+        told = isinstance(error, TlkitError) and not isinstance(error, InputLost | processes.PeerLost)
         if not told and unfinished.begun:
             console.warn(f"go on with: tlkit extract-features --resume {out}")
         raise
