@@ -134,7 +134,11 @@ class Data(Checked):
 
     data: Annotated[
         Path | None,
-        Opt("Folder with train/ val/ test/, folder of class folders, or CSV/Parquet manifest.", positional=True),
+        Opt(
+            "Folder with train/ val/ test/, folder of class folders, CSV/Parquet manifest, or shards: a folder of them,"
+            " or 'https://host/name-{000..099}.tar'.",
+            positional=True,
+        ),
     ] = None
     val_fraction: Annotated[
         float, Opt("Share of each class set apart as val where DATA has no splits.", min=0, max=0.9)
@@ -181,7 +185,7 @@ class NewImages(Checked):
     paths: Annotated[
         list[Path],
         Opt(
-            "Image files, folders (searched through), quoted patterns ('photos/**/*.jpg'), or - for a list of such"
+            "Image files, folders (searched through), quoted patterns ('photos/**/*.jpg'), shards, or - for a list of"
             " files and folders on stdin, one a line.",
             metavar="PATH",
             positional=True,
@@ -215,7 +219,7 @@ Norm = Literal["batch", "layer", "instance", "group", "none"]
 class Unlabelled(Checked):
     """Images without labels."""
 
-    paths: Annotated[list[Path], Opt("Image files or folders (searched through).", positional=True)]
+    paths: Annotated[list[Path], Opt("Image files or folders (searched through), or shards.", positional=True)]
     on_error: Annotated[Literal["fail", "skip"], Opt("Unreadable images: stop and name each, or leave out.")] = "skip"
 
 

@@ -280,3 +280,16 @@ def test_balanced_draws_stay_together_by_shard() -> None:
     labels, shard = np.repeat([0, 1], [90, 10]), np.arange(100) // 10
     plan = BatchPlan(labels, 10, seed=1, balanced=True, shards=shard)
     assert np.bincount(labels[plan.order(0)]).tolist() == [50, 50]
+
+
+def test_statistics_of_batch_norm(
+    tlkit: Tlkit, small: tuple[str, ...], start: Path, shards: Path, folder: Path, tmp_path: Path
+) -> None:
+    """The same images give the same, but for their order."""
+    shifts = []
+    options = ("--weights", start, *small[4:], "--batch-size", 48)
+    for data in (shards, folder):
+        done = tlkit("update-bn", "test_resnet", data, *options, "--out", tmp_path / data.name, "--json")
+        assert done.json["images"] == 48
+        shifts.append(done.json["shifts"])
+    assert shifts[0] == pytest.approx(shifts[1], rel=1e-3, abs=1e-4)

@@ -21,6 +21,7 @@ LEARNT = {
     "auto": ("finetune", "--strategy", "auto", "--epochs", 1, "--precision", "fp32"),
     "folds": ("finetune", "--strategy", "probe", "--folds", 2, "--precision", "fp32"),
     "mixed": ("pretrain", "--epochs", 2, "--mixup", 0.2, "--clip", 1, "--accumulate", 2, "--precision", "fp32"),
+    "sharded": ("finetune", "--strategy", "full", "--epochs", 2, "--bn", "train", *SGD),
     "searched": ("finetune", "--strategy", "full", "--epochs", 1, "--lr", "auto", "--bn", "frozen", "--ema", 0.5),
 }
 ADAPTED = {
@@ -30,9 +31,13 @@ ADAPTED = {
 
 
 @pytest.fixture(scope="module")
-def images(make_shapes: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """37 images of three classes: no number of processes divides them."""
-    return make_shapes(tmp_path_factory.mktemp("several") / "data", images=(13, 12, 12))
+def images(
+    tlkit: Callable[..., Any], make_shapes: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """37 images of three classes: no number of processes divides them. They lie in shards beside them, too."""
+    folder = make_shapes(tmp_path_factory.mktemp("several") / "data", images=(13, 12, 12))
+    assert tlkit("shard", folder, folder.with_name("shards"), "--max-images", 10).code == 0
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +48,14 @@ def others(make_shapes: Callable[..., Path], tmp_path_factory: pytest.TempPathFa
 def commands(out: Path, images: Path, others: Path, trained: Path, small: tuple[str, ...]) -> dict[str, list[str]]:
     """Command lines by the name of what they write in a folder."""
     start = [word for word in small if word not in ("--weights", "random")]
+    shards = images.with_name("shards")
     found: dict[str, tuple[Any, ...]] = {
-        name: (words[0], images, *(start if words[0] == "pretrain" else small), *words[1:])
+        name: (
+            words[0],
+            shards if name == "sharded" else images,
+            *(start if words[0] == "pretrain" else small),
+            *words[1:],
+        )
         for name, words in LEARNT.items()
     }
     found |= {
@@ -56,6 +67,8 @@ def commands(out: Path, images: Path, others: Path, trained: Path, small: tuple[
         "evaluated": ("evaluate", trained, images, "--split", "all", "--tta", "flip", *on_run),
         "labels.csv": ("predict", trained, images, *on_run),
         "features.npz": ("extract-features", images, *small, "--batch-size", 8),
+        "sharded.npz": ("extract-features", shards, *small, "--batch-size", 8),
+        "sharded.csv": ("predict", trained, shards, *on_run),
     }
     return {name: [*map(str, words), "--json", "--out", str(out / name)] for name, words in found.items()} | {
         "plan": ["finetune", str(images), *map(str, small), "--plan", "--json"],
@@ -104,7 +117,8 @@ def noted(both: Path, images: Path, others: Path, trained: Path, small: tuple[st
     return [dict(zip(names, json.loads((both / f"{rank}.json").read_text()), strict=True)) for rank in range(2)]
 
 
-WRITES = (*LEARNT, *ADAPTED, "evaluated", "labels.csv", "features.npz", "plan")
+FILES = ("labels.csv", "features.npz", "sharded.csv", "sharded.npz")
+WRITES = (*LEARNT, *ADAPTED, "evaluated", *FILES, "plan")
 
 
 @pytest.mark.parametrize("name", WRITES)
@@ -135,7 +149,7 @@ def test_weights_are_the_same_in_all_processes_after_every_phase(noted: Any, bot
     assert len(first) >= len(json.loads((both / name / "summary.json").read_text())["phases"])
 
 
-@pytest.mark.parametrize("name", ["full", "whole", "probe"])
+@pytest.mark.parametrize("name", ["full", "sharded", "whole", "probe"])
 def test_two_processes_learn_what_one_learns(alone: Path, both: Path, name: str, lines: Any) -> None:
     """But for rounding, which a few batches of eight amplify: the batch is the same, batch norm's statistics, too.
 
@@ -158,9 +172,10 @@ def test_evaluating_gives_the_same_bytes(alone: Path, both: Path, noted: Any) ->
     assert figures[1]["metrics"]["images"] == 37
 
 
-def test_labels_and_features_are_the_same(alone: Path, both: Path) -> None:
-    assert (alone / "labels.csv").read_bytes() == (both / "labels.csv").read_bytes()
-    one, two = (np.load(folder / "features.npz") for folder in (alone, both))
+@pytest.mark.parametrize(("labels", "features"), [FILES[:2], FILES[2:]])
+def test_labels_and_features_are_the_same(alone: Path, both: Path, labels: str, features: str) -> None:
+    assert (alone / labels).read_bytes() == (both / labels).read_bytes()
+    one, two = (np.load(folder / features) for folder in (alone, both))
     for name in ("features", "path", "label", "split"):
         np.testing.assert_array_equal(one[name], two[name])
 

@@ -21,9 +21,8 @@ from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
 from tlkit.commands.reading import same_network
 from tlkit.data import prediction_file
-from tlkit.data.folders import in_shards, is_image
 from tlkit.data.loading import BadFile, ViewDataset, refuse_bad_files
-from tlkit.data.new_images import images_at, images_listed, refuse_no_images
+from tlkit.data.new_images import images_at, images_listed, in_shards_named, refuse_no_images
 from tlkit.data.prediction_file import Row
 from tlkit.errors import TlkitError
 from tlkit.evaluation.predict import Predictions, predict_batches
@@ -32,7 +31,6 @@ from tlkit.networks import imagenet
 from tlkit.networks.build import Loaded
 from tlkit.networks.exported import build_or_read
 from tlkit.shards.folder import Folder
-from tlkit.shards.reading import shards_at
 
 SHOWN = 20
 UNSURE = "unsure"
@@ -138,8 +136,8 @@ def _find(arguments: Sequence[Path], console: Console) -> tuple[Folder, Sequence
     Raises:
         TlkitError: An argument names nothing, or there are no images.
     """
-    if len(arguments) == 1 and (shards := shards_at(arguments[0], is_image, console.progress)) is not None:
-        return shards, in_shards(shards).paths
+    if (samples := in_shards_named(arguments, console.progress)) is not None:
+        return samples.root, samples.paths
     listed = _read_stdin(console) if STDIN in arguments else b""
     paths: list[str] = []
     ignored: Counter[str] = Counter()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from tlkit.commands.console import Console
 from tlkit.commands.labelled import report_skipped, skipped
 from tlkit.commands.passing import how
 from tlkit.data.loading import ViewDataset, refuse_bad_files
-from tlkit.data.new_images import find_images
+from tlkit.data.new_images import find_images, in_shards_named
 from tlkit.data.transforms import CENTER
 from tlkit.networks.build import Loaded, build, save_network, weight_bytes
 from tlkit.networks.norm_statistics import estimate_statistics
+from tlkit.shards.folder import Folder
 
 
 def update_bn(
@@ -31,7 +34,7 @@ def update_bn(
     """Write a run with statistics of these images; see ``tlkit update-bn --help``."""
     started = time.monotonic()
     run_folder.refuse_existing(output.out)
-    paths, ignored = find_images(images.paths)
+    root, paths, ignored = _find(images.paths, console)
     loaded = build(network.model, network.weights, preprocess)
     for remark in loaded.remarks:
         console.warn(remark)
@@ -43,7 +46,7 @@ def update_bn(
     run_folder.require_space(output.out, weight_bytes(loaded.network))
     run = run_folder.new_run(output.out, "update-bn")
     try:
-        summary = _update(loaded, paths, images.on_error, compute, console)
+        summary = _update(loaded, root, paths, images.on_error, compute, console)
         if loaded.classes is None:
             console.warn("nobody knows what this network's outputs mean: the run is for finetune, not for predict")
         save_network(run, loaded)
@@ -57,13 +60,26 @@ def update_bn(
     return {"run": str(run)} | summary
 
 
+def _find(named: Sequence[Path], console: Console) -> tuple[Folder, Sequence[str], Counter[str]]:
+    """What the images lie in, their paths there, and what was ignored."""
+    if (samples := in_shards_named(named, console.progress)) is not None:
+        return samples.root, samples.paths, samples.ignored
+    found, ignored = find_images(named)
+    return Path(), list(map(str, found)), ignored
+
+
 def _update(
-    loaded: Loaded, paths: list[Path], on_error: str, computing: config.Compute, console: Console
+    loaded: Loaded,
+    root: Folder,
+    paths: Sequence[str],
+    on_error: str,
+    computing: config.Compute,
+    console: Console,
 ) -> dict[str, Any]:
     order = np.random.default_rng(computing.seed).permutation(len(paths))  # folders hold one class each
-    dataset = ViewDataset(Path(), [str(paths[place]) for place in order], loaded.preprocessing, CENTER)
+    dataset = ViewDataset(root, [paths[place] for place in order.tolist()], loaded.preprocessing, CENTER)
     found = estimate_statistics(loaded.network, dataset, how(computing, console))
-    refuse_bad_files(found.bad, len(paths), Path(), on_error)
+    refuse_bad_files(found.bad, len(paths), root, on_error)
     report_skipped(console, found.bad)
     rows = [[name, f"{shift:.3f}"] for name, shift in found.shifts.items()]
     console.table(f"batch norm of {loaded.title}, {found.images} images", ["layer", "mean moved by"], rows)

@@ -52,6 +52,12 @@ def read_images(data: Path, complain: Complain = refuse, progress: Progress = si
     return Samples(data, paths, none, np.array([""] * len(paths), dtype="<U5"), ("",), ignored=ignored)
 
 
+def in_shards_named(paths: Sequence[Path], progress: Progress = silent) -> Samples | None:
+    """The images of the shards that a single path names; None where paths name files and folders."""
+    shards = shards_at(paths[0], is_image, progress) if len(paths) == 1 else None
+    return None if shards is None else in_shards(shards)
+
+
 def find_images(paths: Sequence[Path]) -> tuple[list[Path], Counter[str]]:
     """The image files that ``paths`` stand for, in their order, and what was ignored; see `images_at`.
 

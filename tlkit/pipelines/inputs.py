@@ -8,15 +8,20 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from tlkit.shards.reading import ENDING, expanded
+from tlkit.shards.remote import is_url
+
 
 def fingerprint(text: str, without: Path) -> str:
-    """A digest of the file, folder or pattern that ``text`` names; empty where it names nothing.
+    """A digest of the file, folder or pattern that ``text`` names; empty where it names nothing here.
 
     Args:
-        text: A path or a pattern.
+        text: A path, a pattern, or shards (``name-{000..099}.tar``).
         without: The pipeline's own folder, which changes while it runs.
     """
     paths = [text] if os.path.lexists(text) else sorted(glob.glob(text, recursive=True))  # noqa: PTH207  # takes absolute ones
+    if not paths and "{" in text and text.endswith(ENDING) and not is_url(text):
+        paths = [path for path in expanded(text) if os.path.lexists(path)]
     without = without.absolute()
     lines = [line for path in paths for line in _lines(Path(path).absolute(), Path(path).absolute(), without)]
     return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest() if lines else ""

@@ -74,12 +74,12 @@ def _locations(typed: str, is_image: Callable[[str], bool]) -> tuple[list[str], 
         raise TlkitError("compressed shards cannot be read in parts", where=typed, remedy="unpack them to .tar")
     if is_url(typed):
         if path.endswith(ENDING):
-            return _expanded(typed)
+            return _named(typed)
         return [], typed if path.endswith(FILE) else f"{typed.rstrip('/')}/{FILE}"
     try:
         mode = Path(typed).stat().st_mode
     except (OSError, ValueError):
-        return _expanded(typed) if path.endswith(ENDING) and "{" in path else None
+        return _named(typed) if path.endswith(ENDING) and "{" in path else None
     if stat.S_ISDIR(mode):
         return _in_folder(Path(typed), is_image)
     if path.endswith(ENDING):
@@ -89,13 +89,22 @@ def _locations(typed: str, is_image: Callable[[str], bool]) -> tuple[list[str], 
     return None
 
 
-def _expanded(typed: str) -> tuple[list[str], str | None]:
+def expanded(typed: str) -> list[str]:
+    """All names that one with braces stands for: ``a-{00..03}.tar``, ``{a,b}.tar``.
+
+    Raises:
+        TlkitError: A brace is not closed.
+    """
     from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
     try:
-        locations = list(braceexpand(typed, escape=False))
+        return list(braceexpand(typed, escape=False))
     except UnbalancedBracesError as error:
         raise TlkitError("a brace is not closed", where=typed, remedy="write 'name-{000000..000099}.tar'") from error
+
+
+def _named(typed: str) -> tuple[list[str], str | None]:
+    locations = expanded(typed)
     return locations, common_place(locations) + FILE
 
 
