@@ -102,8 +102,8 @@ def test_a_server_that_falls_silent(
     done = tlkit("extract-features", remote, *options)
     assert done.code == 1 and not out.exists()
     assert done.error == (
-        f"{served.url}/: shards-000003.tar cannot be read any more: no answer in 0.5s (3 attempts); see to it, and go "
-        "on with --resume"
+        f"{served.url}/: shards-000003.tar cannot be read any more: no answer in 0.5s (3 attempts); see to it, then "
+        "start again, or go on with --resume"
     )
     served.stalls.clear()
     again = tlkit("extract-features", "--resume", out)
@@ -150,6 +150,12 @@ def test_a_missing_shard(
     done = tlkit("extract-features", remote, *small, "--out", tmp_path / "a.parquet")
     assert done.error == f"{served.url}/shards-000002.tar: 1 of 5 shards are missing; check the address"
     assert list(tmp_path.glob(".*")) == []
+
+
+def test_braces_that_the_shell_has_expanded(tlkit: Tlkit, shards: Path) -> None:
+    done = tlkit("finetune", *sorted(shards.glob("*.tar")))
+    assert done.code == 2
+    assert done.error.endswith("put quotes around names of shards: 'name-{000000..000099}.tar'")
 
 
 # Training and measuring

@@ -32,11 +32,13 @@ ADAPTED = {
 
 @pytest.fixture(scope="module")
 def images(
-    tlkit: Callable[..., Any], make_shapes: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+    tlkit: Callable[..., Any], make_shapes: Callable[..., Path], trained: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """37 images of three classes: no number of processes divides them. They lie in shards beside them, too."""
+    """37 images of three classes: no number of processes divides them. They lie in shards, too, beside a network for
+    onnxruntime."""
     folder = make_shapes(tmp_path_factory.mktemp("several") / "data", images=(13, 12, 12))
     assert tlkit("shard", folder, folder.with_name("shards"), "--max-images", 10).code == 0
+    assert tlkit("export", trained, "--out", folder.with_name("net.onnx")).code == 0
     return folder
 
 
@@ -68,6 +70,7 @@ def commands(out: Path, images: Path, others: Path, trained: Path, small: tuple[
         "labels.csv": ("predict", trained, images, *on_run),
         "features.npz": ("extract-features", images, *small, "--batch-size", 8),
         "sharded.npz": ("extract-features", shards, *small, "--batch-size", 8),
+        "onnx.csv": ("predict", images.with_name("net.onnx"), images, *on_run[:4]),
         "sharded.csv": ("predict", trained, shards, *on_run),
     }
     return {name: [*map(str, words), "--json", "--out", str(out / name)] for name, words in found.items()} | {
@@ -117,7 +120,7 @@ def noted(both: Path, images: Path, others: Path, trained: Path, small: tuple[st
     return [dict(zip(names, json.loads((both / f"{rank}.json").read_text()), strict=True)) for rank in range(2)]
 
 
-FILES = ("labels.csv", "features.npz", "sharded.csv", "sharded.npz")
+FILES = ("labels.csv", "features.npz", "sharded.csv", "sharded.npz", "onnx.csv")
 WRITES = (*LEARNT, *ADAPTED, "evaluated", *FILES, "plan")
 
 
@@ -172,12 +175,16 @@ def test_evaluating_gives_the_same_bytes(alone: Path, both: Path, noted: Any) ->
     assert figures[1]["metrics"]["images"] == 37
 
 
-@pytest.mark.parametrize(("labels", "features"), [FILES[:2], FILES[2:]])
+@pytest.mark.parametrize(("labels", "features"), [FILES[:2], FILES[2:4]])
 def test_labels_and_features_are_the_same(alone: Path, both: Path, labels: str, features: str) -> None:
     assert (alone / labels).read_bytes() == (both / labels).read_bytes()
     one, two = (np.load(folder / features) for folder in (alone, both))
     for name in ("features", "path", "label", "split"):
         np.testing.assert_array_equal(one[name], two[name])
+
+
+def test_labels_of_an_exported_network_are_the_same(alone: Path, both: Path) -> None:
+    assert (alone / "onnx.csv").read_bytes() == (both / "onnx.csv").read_bytes()
 
 
 def test_nothing_else_is_written(alone: Path, both: Path) -> None:

@@ -65,7 +65,7 @@ def test_one_that_does_not(served: Any, url: str) -> None:
         fetched(url)
     assert str(caught.value) == (
         f"there: {url} cannot be read any more: the server answers 503 Service Unavailable (3 attempts); "
-        "see to it, and go on with --resume"
+        "see to it, then start again, or go on with --resume"
     )
     assert copies() == [], "nothing half-fetched is left"
 

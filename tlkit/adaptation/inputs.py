@@ -32,7 +32,13 @@ class Stream(Protocol):
 
 
 class Inputs(Protocol):
-    """A domain's images, as a learner takes them."""
+    """A domain's images, as a learner takes them.
+
+    Args:
+        shards: Number of the shard that each lies in, where they are read again and again; else empty (N or 0).
+    """
+
+    shards: np.ndarray
 
     def stream(self, rows: np.ndarray, plan: StreamPlan, epochs: int, seed: int) -> Stream:
         """Training batches of some rows, which ``plan`` counts from 0."""
@@ -52,6 +58,7 @@ class Vectors:
 
     def __init__(self, values: np.ndarray, labels: np.ndarray, device: torch.device) -> None:
         self.values, self.labels = torch.from_numpy(values).to(device), torch.from_numpy(labels).to(device)
+        self.shards = np.empty(0, dtype=np.int32)
 
     def stream(self, rows: np.ndarray, plan: StreamPlan, epochs: int, seed: int) -> Stream:
         """Training batches of some rows."""
@@ -80,6 +87,7 @@ class Images:
         self.kept: Tensor | None = None
         if len(samples) * len(preprocessing.mean) * preprocessing.size**2 <= MEMORY:
             self.kept = torch.cat(list(self._decoded(np.arange(len(samples)), title)))
+        self.shards = samples.shards() if self.kept is None else np.empty(0, dtype=np.int32)
 
     def stream(self, rows: np.ndarray, plan: StreamPlan, epochs: int, seed: int) -> Stream:
         """Training batches of some rows."""
@@ -170,9 +178,10 @@ class DomainBatches:
     ) -> None:
         self.steps = max(len(source_rows), len(target_rows)) // each
         self.images = self.steps * each
-        order = BatchPlan(labels, each, seed, balanced=balanced, rank=rank, processes=processes)
         none = np.zeros(len(target_rows), dtype=np.int64)
-        other = BatchPlan(none, each, seed + 1, rank=rank, processes=processes)
+        at, there = (_of(part.shards, rows) for part, rows in ((source, source_rows), (target, target_rows)))
+        order = BatchPlan(labels, each, seed, balanced=balanced, rank=rank, processes=processes, shards=at)
+        other = BatchPlan(none, each, seed + 1, rank=rank, processes=processes, shards=there)
         self.plan = StreamPlan(order, each, self.steps)
         self.source = source.stream(source_rows, self.plan, epochs, seed)
         self.target = target.stream(target_rows, StreamPlan(other, each, self.steps), epochs, seed + 1)
@@ -205,3 +214,7 @@ def unreadable(bad: list[BadFile], samples: Samples) -> np.ndarray:
     """Mask of the images (N) that can be read."""
     lost = {file.path for file in bad}
     return np.array([path not in lost for path in samples.paths], dtype=bool)
+
+
+def _of(shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    return shards[rows] if len(shards) else shards

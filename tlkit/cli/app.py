@@ -451,6 +451,8 @@ def _usage_error(error: TyperException) -> TlkitError:
         close = getattr(error, "possibilities", None) or []
         remedy = f"did you mean {' or '.join(repr(name) for name in close)}?" if close else remedy
         return TlkitError(f"no such option {option}", where=path, remedy=remedy)
+    if "unexpected extra argument" in error.message and ".tar" in error.message:  # which the shell has made of one word
+        remedy = "put quotes around names of shards: 'name-{000000..000099}.tar'"
     return TlkitError(error.format_message().rstrip("."), where=path, remedy=remedy)
 
 

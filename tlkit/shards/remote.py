@@ -116,7 +116,7 @@ def local_copy(remote: Remote, where: object) -> Path:
                         _fetch(remote, part)
                 except (Unreachable, FileNotFoundError) as error:
                     reason = "it is no longer there" if isinstance(error, FileNotFoundError) else str(error)
-                    remedy = "see to it, and go on with --resume"
+                    remedy = "see to it, then start again, or go on with --resume"
                     path = remote.url.removeprefix(str(where))
                     raise InputLost(path, where=where, reason=reason, remedy=remedy) from error
     return copy
