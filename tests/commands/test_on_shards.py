@@ -85,7 +85,9 @@ def test_features_are_those_of_the_folder(
     assert all(served.sent[name] == (served.folder / name).stat().st_size for name in served.drops)
 
 
-@pytest.mark.parametrize("workers", [[], ["--workers", 2]], ids=["threads", "2"])
+@pytest.mark.parametrize(
+    "workers", [[], pytest.param(["--workers", 2], marks=pytest.mark.slow)], ids=["threads", "2"]
+)
 def test_a_server_that_falls_silent(
     tlkit: Tlkit,
     small: tuple[str, ...],
@@ -194,6 +196,7 @@ def test_a_run_on_shards(
     assert len(found) == 48 and found == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_whose_server_falls_silent(
     tlkit: Tlkit,
@@ -248,6 +251,7 @@ def test_check_data(tlkit: Tlkit, shards: Path, tmp_path: Path) -> None:
     assert done.error.startswith("--write-manifest: images in shards are no files that a manifest could name")
 
 
+@pytest.mark.slow
 def test_adaptation(tlkit: Tlkit, small: tuple[str, ...], shards: Path, remote: str, tmp_path: Path) -> None:
     options = (*small, "--epochs", 1, "--out", tmp_path / "run", "--json")
     done = tlkit("adapt", "--source", shards, "--target", remote, *options)
