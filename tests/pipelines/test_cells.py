@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tlkit.pipelines.cells import Cell, cells_of
+from tlkit.pipelines.inputs import fingerprint
 
 Read = Callable[[str], tuple[Any, ...]]
 TWO = "steps:\n  pretrain: {data: photos, epochs: 3}\n  evaluate: {model: '${pretrain.run}'}\n"
@@ -126,3 +127,16 @@ def test_folders_of_hostile_values_are_plain_names(read: Read, value: str) -> No
     assert Path(cell.folder).name == cell.folder and not cell.folder.startswith((".", "-"))
     assert len(cell.folder.encode()) < 200
     Path("runs", cell.folder).mkdir(parents=True)
+
+
+def test_shards_are_told_by_what_is_there(tmp_path: Path) -> None:
+    """Of those at a URL nothing is known here."""
+    for number in range(2):
+        (tmp_path / f"a-{number}.tar").write_bytes(b"x")
+    pattern, without = f"{tmp_path}/a-{{0..1}}.tar", tmp_path / "none"
+    before = fingerprint(pattern, without)
+    assert before and before == fingerprint(f"{tmp_path}/a-{{0,1}}.tar", without)
+    (tmp_path / "a-1.tar").write_bytes(b"xy")
+    assert fingerprint(pattern, without) != before
+    assert fingerprint(f"{tmp_path}/b-{{0..1}}.tar", without) == ""
+    assert fingerprint("https://host/a-{0..1}.tar", without) == ""
