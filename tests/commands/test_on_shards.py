@@ -85,9 +85,7 @@ def test_features_are_those_of_the_folder(
     assert all(served.sent[name] == (served.folder / name).stat().st_size for name in served.drops)
 
 
-@pytest.mark.parametrize(
-    "workers", [[], pytest.param(["--workers", 2], marks=pytest.mark.slow)], ids=["threads", "2"]
-)
+@pytest.mark.parametrize("workers", [[], pytest.param(["--workers", 2], marks=pytest.mark.slow)], ids=["threads", "2"])
 def test_a_server_that_falls_silent(
     tlkit: Tlkit,
     small: tuple[str, ...],

@@ -155,6 +155,7 @@ def test_splits_by_the_names_of_shards(tmp_path: Path) -> None:
         write_tar(tmp_path / name, sample(f"{name[-6]}", 0))
     samples = read_samples(tmp_path)
     assert samples.splits.tolist() == ["train", "train", "val"]
+    assert read_samples(tmp_path / "imagenet-validation-00.tar").splits.tolist() == [""], "of no whole"
 
 
 def test_what_webdataset_writes(tmp_path: Path) -> None:

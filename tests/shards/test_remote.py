@@ -12,6 +12,7 @@ import fsspec
 import pytest
 
 from tlkit.errors import InputLost, TlkitError
+from tlkit.shards import remote
 from tlkit.shards.remote import copies, describe, local_copy
 
 SIZE = 3 * 2**20 + 17
@@ -101,6 +102,30 @@ def test_what_is_missing_is_named(served: Any, url: str) -> None:
         describe([url, *others])
     assert str(caught.value).startswith(f"{others[0]}: 3 of 4 shards are missing; ")
     assert caught.value.details == others
+
+
+def test_what_came_before_a_kill_is_gone_on_with(served: Any, url: str, content: bytes) -> None:
+    served.drops["a.tar"], served.failing["a.tar"] = SIZE // 2, 0
+    with pytest.MonkeyPatch.context() as killed:
+        killed.setattr(remote.time, "sleep", lambda seconds: (_ for _ in ()).throw(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            fetched(url)
+    assert served.sent["a.tar"] == SIZE // 2 and copies() == []
+    served.drops.clear()
+    assert fetched(url) == content
+    assert served.sent["a.tar"] == SIZE
+
+
+def test_what_a_killed_process_left_behind_goes_with_the_copies(
+    served: Any, url: str, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched(url)
+    left = copies()[0].path.with_name("other.part")
+    left.write_bytes(b"x")
+    assert len(copies()) == 1, "somebody may be fetching it"
+    monkeypatch.setattr(remote, "LEFT_BEHIND", -1.0)
+    assert len(copies()) == 2
+    assert remote.remove_copies() == SIZE + 1 and not left.exists()
 
 
 def test_one_that_has_changed_is_fetched_anew(served: Any, url: str, content: bytes) -> None:

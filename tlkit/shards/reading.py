@@ -179,34 +179,37 @@ def _scanned(shards: dict[str, Path | Remote], is_image: Callable[[str], bool], 
     tell("reading shards", 0, len(shards))
     tables = []
     with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(_one_shard, name, at, is_image, where) for name, at in shards.items()]
+        splits = _splits(list(shards))
+        jobs = [
+            pool.submit(_one_shard, name, split, at, is_image, where)
+            for split, (name, at) in zip(splits, shards.items(), strict=True)
+        ]
         for job in jobs:
             tables.append(job.result())
             tell("reading shards", len(tables), len(shards))
     return joined(tables)
 
 
-def _one_shard(name: str, at: Path | Remote, is_image: Callable[[str], bool], where: str) -> Table:
+def _one_shard(name: str, split: str, at: Path | Remote, is_image: Callable[[str], bool], where: str) -> Table:
     if isinstance(at, Path):
-        return _table(name, at, is_image)
+        return _table(name, split, at, is_image)
     copy = remote.local_copy(at, where)
-    kept = copy.with_name(f"{copy.stem}.{FILE}")
+    kept = copy.with_name(f"{copy.stem}.{split or 'all'}.{FILE}")
     table = read_table(kept) if kept.is_file() else None
     if table is None or list(table.sizes) != [name]:
-        table = _table(name, copy, is_image)
+        table = _table(name, split, copy, is_image)
         write_table(kept, table)
     return table
 
 
-def _table(name: str, path: Path, is_image: Callable[[str], bool]) -> Table:
+def _table(name: str, split: str, path: Path, is_image: Callable[[str], bool]) -> Table:
     import pyarrow
 
     try:
-        listed = list(
-            {one.name: one for one in _images(name, path, is_image)}.values()
-        )  # the last of a name, as in tar
+        of_name = {one.name: one for one in _images(split, path, is_image)}  # the last of several, as tar has it
     except (OSError, tarfile.TarError) as error:
         raise TlkitError(f"cannot be read ({error})", where=path, remedy="check the file") from error
+    listed = list(of_name.values())
     classes = tuple(sorted({one.label for one in listed if one.label}))
     number = {label: place for place, label in enumerate(classes)} | {"": -1}
     names = pyarrow.array([os.fsencode(one.name) for one in listed], pyarrow.binary())
@@ -223,11 +226,11 @@ def _table(name: str, path: Path, is_image: Callable[[str], bool]) -> Table:
     )
 
 
-def _images(shard: str, path: Path, is_image: Callable[[str], bool]) -> Iterator[_Listed]:
+def _images(of_shard: str, path: Path, is_image: Callable[[str], bool]) -> Iterator[_Listed]:
     """The images of one shard, with what stands beside them: ``a/b.jpg``, ``a/b.cls`` and ``a/b.json`` are one sample.
 
     As webdataset has it, all files of a sample stand together, and their names agree up to the first dot. An image
-    without either is of the class that its folder is named after.
+    without either is of the class that its folder is named after; of the shard's split, unless it says another.
     """
     images: list[tuple[str, int, int]] = []
     beside: dict[str, Any] = {}
@@ -237,7 +240,7 @@ def _images(shard: str, path: Path, is_image: Callable[[str], bool]) -> Iterator
         def done() -> Iterator[_Listed]:
             for name, offset, length in images:
                 label = str(beside.get("label", "")) or posixpath.basename(posixpath.dirname(name))
-                split = str(beside.get("split", "")) or _split_of(shard)
+                split = str(beside.get("split", "")) or of_shard
                 whole = offset + length <= size  # of one that is not, what stood beside it is lost as well
                 group = str(beside.get("group", ""))
                 yield _Listed(name, offset, length if whole else -1, label, WORDS.get(split, ""), group)
@@ -249,7 +252,7 @@ def _images(shard: str, path: Path, is_image: Callable[[str], bool]) -> Iterator
                 yield from done()
                 images, beside, sample = [], {}, posixpath.join(folder, key)
             if one.size < 0:  # nobody knows what was there: like an image that cannot be read
-                yield _Listed(f"broken place at byte {one.offset}", one.offset, -1, "", _split_of(shard), "")
+                yield _Listed(f"broken place at byte {one.offset}", one.offset, -1, "", of_shard, "")
             elif is_image(base):
                 images.append((one.name, one.offset, one.size))
             elif ending in ("cls", "json") and one.size <= LONGEST_TEXT:
@@ -275,6 +278,10 @@ def _said(ending: str, content: bytes) -> dict[str, Any]:
     return label | {key: plain[key] for key in ("split", "group") if key in plain}
 
 
-def _split_of(shard: str) -> str:
-    """The split that a shard's name has a word for, as ``val-01.tar``, ``imagenet-train-0000.tar``, ``test/00.tar``."""
-    return next((word for word in re.split(r"[^a-z]+", shard.lower()) if word in WORDS), "")
+def _splits(shards: Sequence[str]) -> list[str]:
+    """The splits that names of shards have a word for: ``val-01.tar``, ``imagenet-train-0000.tar``, ``test/00.tar``.
+
+    Where none says train the words may mean anything, and say nothing.
+    """
+    words = [next((word for word in re.split(r"[^a-z]+", name.lower()) if word in WORDS), "") for name in shards]
+    return words if "train" in words else [""] * len(shards)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from tlkit import cache_folder, config, run_folder
+from tlkit import cache_folder, config
 from tlkit.errors import InputLost, TlkitError
 
 T = TypeVar("T")
@@ -28,6 +28,10 @@ DEFAULTS = {TIMEOUT: "30s", TRIES: "4", BUDGET: "20GB"}
 READERS: dict[str, Callable[[str], Any]] = {TIMEOUT: config.seconds, TRIES: int, BUDGET: config.size}
 PART = 16 * 2**20
 """Bytes that are asked for at once where a file does not come as a stream."""
+UNFINISHED = ".part"
+"""What the name of a copy ends in until all of it is there."""
+LEFT_BEHIND = 3600.0
+"""Seconds after which nobody is fetching what has not grown."""
 EXTRAS = {"http": "remote", "https": "remote", "s3": "s3"}
 
 
@@ -112,8 +116,7 @@ def local_copy(remote: Remote, where: object) -> Path:
             if not _use(copy):  # nobody else has fetched it meanwhile
                 _make_room(remote.size, where)
                 try:
-                    with run_folder.atomically(copy) as part:
-                        _fetch(remote, part)
+                    _fetch(remote, copy)
                 except (Unreachable, FileNotFoundError) as error:
                     reason = "it is no longer there" if isinstance(error, FileNotFoundError) else str(error)
                     remedy = "see to it, then start again, or go on with --resume"
@@ -147,12 +150,14 @@ class Copy:
 
 
 def copies() -> list[Copy]:
-    """All copies that are there, the one used longest ago first."""
+    """All copies that are there, the one used longest ago first; also what processes that were killed had fetched."""
     found = []
-    for path in (cache_folder.default_folder() / cache_folder.SHARDS).glob("*.tar"):
+    for path in (cache_folder.default_folder() / cache_folder.SHARDS).glob("*.*"):
         with contextlib.suppress(OSError):
             status = path.stat()
-            found.append(Copy(path, status.st_size, status.st_mtime))
+            left_behind = path.suffix == UNFINISHED and time.time() - status.st_mtime > LEFT_BEHIND
+            if path.suffix == ".tar" or left_behind:
+                found.append(Copy(path, status.st_size, status.st_mtime))
     return sorted(found, key=lambda copy: copy.last_used)
 
 
@@ -184,15 +189,16 @@ def _make_room(needed: int, where: object) -> None:
             used -= copy.bytes
 
 
-def _fetch(remote: Remote, part: Path) -> None:
-    """Write the file's content, attempt after attempt as long as each brings something.
+def _fetch(remote: Remote, copy: Path) -> None:
+    """Make a copy, attempt after attempt as long as each brings something; what came before a kill is gone on with.
 
     Raises:
         FileNotFoundError: It has gone.
         Unreachable: It does not come.
     """
     system, path = _system(remote.url)
-    with part.open("wb") as file:
+    part = copy.with_suffix(UNFINISHED)
+    with part.open("ab") as file:
 
         def more() -> bool:
             have = file.tell()
@@ -205,8 +211,11 @@ def _fetch(remote: Remote, part: Path) -> None:
                 raise ValueError(f"{file.tell()} bytes came where {remote.size} were announced")
             return file.tell() == remote.size
 
-        while remote.size and not _patiently(more, file.tell):
+        while file.tell() < remote.size and not _patiently(more, file.tell):
             pass
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(copy)
 
 
 class _Whole:
