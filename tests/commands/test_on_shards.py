@@ -86,6 +86,7 @@ def test_features_are_those_of_the_folder(
 
 
 @pytest.mark.parametrize("workers", [[], pytest.param(["--workers", 2], marks=pytest.mark.slow)], ids=["threads", "2"])
+@pytest.mark.usefixtures("one_second")
 def test_a_server_that_falls_silent(
     tlkit: Tlkit,
     small: tuple[str, ...],
@@ -102,7 +103,7 @@ def test_a_server_that_falls_silent(
     done = tlkit("extract-features", remote, *options)
     assert done.code == 1 and not out.exists()
     assert done.error == (
-        f"{served.url}/: shards-000003.tar cannot be read any more: no answer in 0.5s (3 attempts); see to it, then "
+        f"{served.url}/: shards-000003.tar cannot be read any more: no answer in 1s (3 attempts); see to it, then "
         "start again, or go on with --resume"
     )
     served.stalls.clear()
@@ -196,6 +197,7 @@ def test_a_run_on_shards(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.usefixtures("one_second")
 def test_a_run_whose_server_falls_silent(
     tlkit: Tlkit,
     small: tuple[str, ...],
@@ -223,7 +225,7 @@ def test_a_run_whose_server_falls_silent(
 
     monkeypatch.setattr(served.httpd.RequestHandlerClass, "answer", fewer)
     done = tlkit("finetune", remote, *options, "--out", run)
-    assert done.code == 1 and "no answer in 0.5s" in done.error
+    assert done.code == 1 and "no answer in 1s" in done.error
     assert f"go on with: tlkit finetune --resume {run}" in done.err
     monkeypatch.setattr(served.httpd.RequestHandlerClass, "answer", answer)
     served.stalls.clear()

@@ -71,21 +71,23 @@ def test_one_that_does_not(served: Any, url: str) -> None:
     assert copies() == [], "nothing half-fetched is left"
 
 
+@pytest.mark.usefixtures("one_second")
 def test_one_that_never_answers(served: Any, url: str) -> None:
     served.silent.add("a.tar")
     began = time.monotonic()
     with pytest.raises(TlkitError) as caught:
         describe([url, f"{served.url}/b.tar"])
     assert str(caught.value) == (
-        f"{url}: no answer in 0.5s (3 attempts); check the address and the connection; TLKIT_TIMEOUT=90s would wait "
+        f"{url}: no answer in 1s (3 attempts); check the address and the connection; TLKIT_TIMEOUT=90s would wait "
         "for longer"
     )
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
+@pytest.mark.usefixtures("one_second")
 def test_one_that_stalls_in_the_middle(served: Any, url: str, content: bytes) -> None:
     served.stalls["a.tar"] = 0
-    with pytest.raises(InputLost, match=r"no answer in 0\.5s \(3 attempts\)"):
+    with pytest.raises(InputLost, match=r"no answer in 1s \(3 attempts\)"):
         fetched(url)
     served.stalls["a.tar"] = SIZE // 3  # each attempt brings something
     assert fetched(url) == content

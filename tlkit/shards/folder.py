@@ -72,11 +72,6 @@ class Member:
     def __str__(self) -> str:
         return f"{self.folder.place.rstrip('/')}/{self.path}"
 
-    @property
-    def name(self) -> str:
-        """Without any folder."""
-        return self.path.rpartition("/")[2]
-
     def _row(self) -> int:
         row = self.folder.row_of(self.path)
         if row is None:
