@@ -148,6 +148,7 @@ PATTERNS = {
     ),
     "lr": (config.Training, ["", "Auto", "fast", "-0.1", "1e", "nan", "inf", "0,1", "auto1", "1e-3\n"]),
     "older_than": (config.CacheAction, ["", "90", "d", "-5d", "5 days", "30d "]),
+    "max_size": (config.Sharding, ["", "10", "MB", "-1GB", "256mb", "1e MB"]),
     "cache_budget": (config.Caching, ["", "10", "GB", "-1GB", "10gb", "10G", "1e GB", "500 MB "]),
     "checkpoint_every": (config.Resume, ["", "200", "0steps", "-1steps", "1.5steps", "steps", "5m", "5 min 3s"]),
 }

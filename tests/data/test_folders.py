@@ -382,7 +382,7 @@ def test_a_manifest_in_another_encoding(encoding: str, tmp_path: Path) -> None:
     refusal(path, "not a text file in UTF-8", "save it again")
 
 
-@pytest.mark.parametrize("suffix", [".txt", "", ".tar", ".json", ".csv.gz"])
+@pytest.mark.parametrize("suffix", [".txt", "", ".zip", ".json", ".csv.gz"])
 def test_a_file_that_is_no_manifest(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"m{suffix}"
     path.write_text("path,label\n1.jpg,a\n")

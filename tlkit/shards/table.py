@@ -195,8 +195,8 @@ def write_table(path: Path, table: Table) -> None:
         )
     told = json.dumps({"format": FORMAT, "shards": table.sizes, "classes": table.classes})
     whole = pyarrow.table(columns).replace_schema_metadata({"tlkit shards": told})
-    with run_folder.atomically(path) as part:
-        pyarrow.parquet.write_table(whole, part)
+    with run_folder.atomically(path) as part, part.open("wb") as file:
+        pyarrow.parquet.write_table(whole, file)
 
 
 def read_table(path: Path) -> Table | None:
@@ -209,7 +209,8 @@ def read_table(path: Path) -> Table | None:
     import pyarrow.parquet
 
     try:
-        told = (pyarrow.parquet.read_schema(path).metadata or {}).get(b"tlkit shards")
+        with path.open("rb") as file:  # a name need not be Unicode, which pyarrow would have it be
+            told = (pyarrow.parquet.read_schema(file).metadata or {}).get(b"tlkit shards")
     except (OSError, pyarrow.ArrowException):
         return None
     if told is None:
@@ -218,7 +219,8 @@ def read_table(path: Path) -> Table | None:
     if known["format"] != FORMAT:
         raise TlkitError("an index of another version", where=path, remedy="use the version of tlkit that wrote it")
     try:
-        table = pyarrow.parquet.read_table(path).combine_chunks()
+        with path.open("rb") as file:
+            table = pyarrow.parquet.read_table(file).combine_chunks()
     except (OSError, pyarrow.ArrowException) as error:
         raise TlkitError(f"cannot be read ({error})", where=path, remedy="write it anew, or remove it") from error
     columns = {name: table.column(name).combine_chunks() for name in table.column_names}
