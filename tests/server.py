@@ -14,6 +14,7 @@ class Server:
     Attributes:
         url: Of the folder.
         ranges: Whether parts of files are given.
+        vague: Whether answers do not say how long they are.
         drops: By file name, after how many bytes of each answer the connection is cut.
         failing: By file name, how many requests are answered with 503 before the first good one; -1 for all.
         silent: Names of files that are never answered for.
@@ -23,7 +24,7 @@ class Server:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.ranges = folder, True
+        self.folder, self.ranges, self.vague = folder, True, False
         self.drops: dict[str, int] = {}
         self.stalls: dict[str, int] = {}
         self.failing: dict[str, int] = {}
@@ -72,7 +73,10 @@ class Server:
                     self.send_header("Content-Range", f"bytes {first}-{first + len(content) - 1}/{size}")
                 else:
                     self.send_response(200)
-                self.send_header("Content-Length", str(len(content)))
+                if head or not server.vague:
+                    self.send_header("Content-Length", str(len(content)))
+                else:
+                    self.send_header("Connection", "close")
                 self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
                 self.end_headers()
                 if head:
@@ -80,6 +84,7 @@ class Server:
                 some = content[: server.stalls.get(name, server.drops.get(name))]
                 self.wfile.write(some)
                 server.sent[name] += len(some)
+                self.close_connection = self.close_connection or server.vague
                 if len(some) < len(content):
                     self.wfile.flush()
                     if name in server.stalls:

@@ -55,6 +55,17 @@ def test_a_server_that_gives_no_parts_begins_anew(served: Any, url: str, content
         fetched(url.replace("a.tar", "b.tar"))
 
 
+def test_a_server_that_does_not_tell_lengths(served: Any, url: str, content: bytes) -> None:
+    """What is cut off looks like the end; whether parts are given is seen by what comes."""
+    served.vague, served.drops["a.tar"] = True, SIZE // 3
+    assert fetched(url) == content
+    served.ranges = False
+    (served.folder / "b.tar").write_bytes(content)
+    served.drops["b.tar"] = SIZE - 5
+    with pytest.raises(InputLost, match=rf"\d+ bytes came where {SIZE} were announced \(3 attempts\)"):
+        fetched(url.replace("a.tar", "b.tar"))
+
+
 def test_one_that_recovers(served: Any, url: str, content: bytes) -> None:
     served.failing["a.tar"] = 2
     assert fetched(url) == content

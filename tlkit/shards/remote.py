@@ -197,19 +197,26 @@ def _fetch(remote: Remote, copy: Path) -> None:
         Unreachable: It does not come.
     """
     system, path = _system(remote.url)
-    part = copy.with_suffix(UNFINISHED)
+    part, gives_parts = copy.with_suffix(UNFINISHED), True
     with part.open("ab") as file:
 
         def more() -> bool:
+            nonlocal gives_parts
             have = file.tell()
             if remote.url.startswith("http"):
                 headers = {"Range": f"bytes={have}-"} if have else {}
                 system.get_file(path, file, callback=_Whole(file, have, remote.size), headers=headers)
             else:
                 file.write(system.cat_file(path, start=have, end=min(have + PART, remote.size)))
-            if file.tell() > remote.size or file.tell() == have:
-                raise ValueError(f"{file.tell()} bytes came where {remote.size} were announced")
-            return file.tell() == remote.size
+            came = file.tell()
+            if came > remote.size or (came < remote.size and not gives_parts):
+                gives_parts = False
+                file.seek(0)
+                file.truncate()
+                raise ValueError(f"{came} bytes came where {remote.size} were announced")
+            if came == have:
+                raise ValueError(f"nothing came after {have} of {remote.size} bytes")
+            return came == remote.size
 
         while file.tell() < remote.size and not _patiently(more, file.tell):
             pass
@@ -226,7 +233,7 @@ class _Whole:
         self.file, self.have, self.size = file, have, size
 
     def set_size(self, size: int | None) -> None:
-        if self.have and size != self.size - self.have:
+        if self.have and size == self.size:
             self.file.seek(0)
             self.file.truncate()
 
