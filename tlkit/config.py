@@ -101,16 +101,14 @@ _DURATION = rf"({_NUMBER}) ?({'|'.join(_SECONDS)})"
 
 
 _SIZES = {"MB": 10**6, "GB": 10**9, "TB": 10**12}
-
-
-_SIZE = rf"{_NUMBER} ?({'|'.join(_SIZES)})"
+_SIZE = rf"({_NUMBER}) ?({'|'.join(_SIZES)})"
 
 
 def size(text: str) -> int:
     """``"500MB"`` or ``"10GB"`` in bytes."""
     match = re.fullmatch(_SIZE, text)
     assert match, text  # options are checked before
-    return int(float(text.removesuffix(match[1])) * _SIZES[match[1]])
+    return int(float(match[1]) * _SIZES[match[2]])
 
 
 def spelled(path: Path) -> str:

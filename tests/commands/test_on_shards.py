@@ -66,21 +66,20 @@ def of_the_folder(tlkit: Tlkit, small: tuple[str, ...], folder: Path) -> Path:
 # Features
 
 
+@pytest.fixture
+def extract(tlkit: Tlkit, small: tuple[str, ...], remote: str, tmp_path: Path) -> Tlkit:
+    """``extract(*options)`` from the server, into ``tmp_path / "f.parquet"``."""
+    return lambda *options: tlkit("extract-features", remote, *small, *FP32, *options, "--out", tmp_path / "f.parquet")
+
+
 @pytest.mark.parametrize("workers", [[], ["--workers", 0], ["--workers", 2]], ids=["threads", "0", "2"])
 def test_features_are_those_of_the_folder(
-    tlkit: Tlkit,
-    small: tuple[str, ...],
-    served: Server,
-    remote: str,
-    of_the_folder: Path,
-    tmp_path: Path,
-    workers: list[Any],
+    extract: Tlkit, served: Server, of_the_folder: Path, tmp_path: Path, workers: list[Any]
 ) -> None:
     """From a server that cuts each connection after a while, and fails once in between."""
     served.drops |= {f"shards-{number:06d}.tar": 9000 for number in range(5)}
     served.failing["shards-000002.tar"] = 1
-    done = tlkit("extract-features", remote, *small, *FP32, *workers, "--out", tmp_path / "f.parquet", "--json")
-    assert done.json["images"] == 48
+    assert extract(*workers, "--json").json["images"] == 48
     assert_same(tmp_path / "f.parquet", of_the_folder)
     assert all(served.sent[name] == (served.folder / name).stat().st_size for name in served.drops)
 
@@ -88,19 +87,12 @@ def test_features_are_those_of_the_folder(
 @pytest.mark.parametrize("workers", [[], pytest.param(["--workers", 2], marks=pytest.mark.slow)], ids=["threads", "2"])
 @pytest.mark.usefixtures("one_second")
 def test_a_server_that_falls_silent(
-    tlkit: Tlkit,
-    small: tuple[str, ...],
-    served: Server,
-    remote: str,
-    of_the_folder: Path,
-    tmp_path: Path,
-    workers: list[Any],
+    tlkit: Tlkit, extract: Tlkit, served: Server, of_the_folder: Path, tmp_path: Path, workers: list[Any]
 ) -> None:
     """One line, whatever is to be done with broken images; what was done is kept, and gone on with."""
     served.stalls["shards-000003.tar"] = 0
     out = tmp_path / "f.parquet"
-    options = (*small, *FP32, *workers, "--batch-size", 4, "--on-error", "skip", "--out", out)
-    done = tlkit("extract-features", remote, *options)
+    done = extract(*workers, "--batch-size", 4, "--on-error", "skip")
     assert done.code == 1 and not out.exists()
     assert done.error == (
         f"{served.url}/: shards-000003.tar cannot be read any more: no answer in 1s (3 attempts); see to it, then "

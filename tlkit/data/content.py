@@ -29,8 +29,8 @@ def digest(path: File) -> str | None:
     has its digest.
     """
     try:
-        if isinstance(path, Member) and path.digest is not None:
-            return path.digest
+        if isinstance(path, Member) and (kept := path.digest) is not None:
+            return kept
         status = path.stat()
         file = str(path), status.st_size, status.st_mtime_ns
         if file not in _KNOWN:

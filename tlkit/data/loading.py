@@ -185,8 +185,9 @@ def unreadable_files(
     count, bad, done = default_workers(len(part)) if workers is None else workers, [], 0
     loader = DataLoader(_Readable(root, part, min_side), batch_size=32, num_workers=count, collate_fn=list)
     for found in loader:
-        bad += [file for file in found if file is not None]
-        refuse_lost(bad)
+        unread = [file for file in found if file is not None]
+        refuse_lost(unread)
+        bad += unread
         done += len(found)
         progress("reading", done, len(part))
     return [file for files in processes.gathered(bad) for file in files]

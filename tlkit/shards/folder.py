@@ -54,7 +54,7 @@ class Shards:
     resolve = absolute
 
     def __truediv__(self, path: str) -> Member:
-        return Member(self, path)
+        return Member(self, path, self.row_of(path))
 
 
 @dataclass(frozen=True)
@@ -64,31 +64,33 @@ class Member:
     Args:
         folder: What it lies in.
         path: The name of its shard, and its own there.
+        row: Of the table; None where there is no such image.
     """
 
     folder: Shards
     path: str
+    row: int | None
 
     def __str__(self) -> str:
         return f"{self.folder.place.rstrip('/')}/{self.path}"
 
-    def _row(self) -> int:
-        row = self.folder.row_of(self.path)
-        if row is None:
+    def _there(self) -> int:
+        """The row of what can be read."""
+        if self.row is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self))
-        if self.folder.table.lengths[row] < 0:
+        if self.folder.table.lengths[self.row] < 0:
             raise OSError(errno.EIO, "a broken place in the shard")
-        return row
+        return self.row
 
     def stat(self) -> Status:
         """Size and kind, without a look into the shard."""
-        return Status(int(self.folder.table.lengths[self._row()]))
+        return Status(int(self.folder.table.lengths[self._there()]))
 
     @property
     def digest(self) -> str | None:
         """Of its bytes when they were written, as `tlkit.data.content` makes it; None where nobody has kept it."""
         table = self.folder.table
-        return table.digests[self._row()].tobytes().hex() if len(table.digests) else None
+        return table.digests[self._there()].tobytes().hex() if len(table.digests) else None
 
     def read_bytes(self) -> bytes:
         """Its content.
@@ -97,7 +99,7 @@ class Member:
             InputLost: Its shard is elsewhere, and does not come.
             OSError: Its shard has gone or ends too early, or its bytes are not those that were written.
         """
-        row, table = self._row(), self.folder.table
+        row, table = self._there(), self.folder.table
         names, length = table.names, int(table.lengths[row])
         for last in (False, True):
             path = self._shard(names.shards[names.shard[row]])

@@ -22,7 +22,7 @@ from tlkit.progress import Progress
 from tlkit.shards import remote
 from tlkit.shards.folder import Shards, common_place
 from tlkit.shards.remote import Remote, is_url
-from tlkit.shards.table import DIGEST, FILE, SPLITS, Names, Table, joined, read_table, write_table
+from tlkit.shards.table import DIGEST, FILE, SPLITS, Names, Table, is_table, joined, read_table, write_table
 from tlkit.shards.tar import members
 
 ENDING = ".tar"
@@ -84,7 +84,7 @@ def _locations(typed: str, is_image: Callable[[str], bool]) -> tuple[list[str], 
         return _in_folder(Path(typed), is_image)
     if path.endswith(ENDING):
         return [typed], posixpath.join(posixpath.dirname(typed), FILE)
-    if path.endswith(".parquet") and read_table(Path(typed)) is not None:
+    if path.endswith(".parquet") and is_table(Path(typed)):
         return [], typed
     return None
 
@@ -111,7 +111,7 @@ def _named(typed: str) -> tuple[list[str], str | None]:
 def _in_folder(folder: Path, is_image: Callable[[str], bool]) -> tuple[list[str], str | None] | None:
     """A folder of shards, with their index or without, and neither folders nor images beside them."""
     index = folder / FILE
-    if index.is_file() and read_table(index) is not None:
+    if index.is_file() and is_table(index):
         return [], str(index)
     try:
         seen = [path for path in folder.iterdir() if not path.name.startswith(".")]
@@ -126,9 +126,8 @@ def _in_folder(folder: Path, is_image: Callable[[str], bool]) -> tuple[list[str]
 def _index(location: str) -> Table | None:
     if not is_url(location):
         return read_table(Path(location)) if Path(location).is_file() else None
-    if not remote.exists(location):
-        return None
-    return read_table(remote.local_copy(remote.describe([location])[0], location))
+    there = remote.find(location)
+    return None if there is None else read_table(remote.local_copy(there, location))
 
 
 def _sources(locations: Sequence[str]) -> list[Path | Remote]:

@@ -65,9 +65,9 @@ def describe(urls: Sequence[str]) -> list[Remote]:
     Raises:
         TlkitError: Some are missing, or a server does not answer.
     """
-    found = [_described(urls[0])]  # a server that never answers is asked for one file, not for all at once
+    found = [find(urls[0])]  # a server that never answers is asked for one file, not for all at once
     with ThreadPoolExecutor(16) as pool:
-        found += pool.map(_described, urls[1:])
+        found += pool.map(find, urls[1:])
     missing = [url for url, one in zip(urls, found, strict=True) if one is None]
     if missing:
         what = "no such file" if len(urls) == 1 else f"{len(missing)} of {len(urls)} shards are missing"
@@ -75,16 +75,12 @@ def describe(urls: Sequence[str]) -> list[Remote]:
     return [one for one in found if one is not None]
 
 
-def exists(url: str) -> bool:
-    """Whether there is such a file.
+def find(url: str) -> Remote | None:
+    """What the server tells of a file; None where there is no such file.
 
     Raises:
         TlkitError: The server does not answer.
     """
-    return _described(url) is not None
-
-
-def _described(url: str) -> Remote | None:
     system, path = _system(url)
     try:
         told = _patiently(lambda: system.info(path))

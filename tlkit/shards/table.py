@@ -199,6 +199,24 @@ def write_table(path: Path, table: Table) -> None:
         pyarrow.parquet.write_table(whole, file)
 
 
+def is_table(path: Path) -> bool:
+    """Whether a file is one that `write_table` wrote."""
+    return _told(path) is not None
+
+
+def _told(path: Path) -> dict[str, Any] | None:
+    """What stands beside the rows of an index: its form, shards and classes; None where a file is none."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with path.open("rb") as file:  # a name need not be Unicode, which pyarrow would have it be
+            told = (pyarrow.parquet.read_schema(file).metadata or {}).get(b"tlkit shards")
+    except (OSError, pyarrow.ArrowException):
+        return None
+    return None if told is None else json.loads(told)
+
+
 def read_table(path: Path) -> Table | None:
     """What `write_table` wrote; None where a file is none of its.
 
@@ -208,14 +226,9 @@ def read_table(path: Path) -> Table | None:
     import pyarrow
     import pyarrow.parquet
 
-    try:
-        with path.open("rb") as file:  # a name need not be Unicode, which pyarrow would have it be
-            told = (pyarrow.parquet.read_schema(file).metadata or {}).get(b"tlkit shards")
-    except (OSError, pyarrow.ArrowException):
+    known = _told(path)
+    if known is None:
         return None
-    if told is None:
-        return None
-    known = json.loads(told)
     if known["format"] != FORMAT:
         raise TlkitError("an index of another version", where=path, remedy="use the version of tlkit that wrote it")
     try:
